@@ -1,0 +1,41 @@
+# Everything runs from a clean checkout: each target makes the virtual environment it needs, once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: audit test lint docs bench venv clean
+
+audit: $(VENV)/.core  ## the main job on the embedded default: a table and report.html
+	$(BIN)/poise audit --model builtin:digits --data builtin:digits
+
+test: $(VENV)/.all  ## every test, on two processes
+	$(THREADS) $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: $(VENV)/.all  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.all  ## the documentation as a site, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.all  ## speed as ratios to a limit measured in the same run
+	$(BIN)/python benchmarks/speed.py --check
+	$(BIN)/python benchmarks/defenses.py --check
+
+venv: $(VENV)/.all  ## only the virtual environment
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,docs,dev]'
+	touch $@ $(VENV)/.core
+
+clean:  ## remove the virtual environment and what was built
+	rm -rf $(VENV) build dist site src/*.egg-info

@@ -1,0 +1,7 @@
+"""Where a point may lie."""
+
+from poise.constraints.base import Box, Constraint
+from poise.constraints.l2 import L2
+from poise.constraints.linf import Linf
+
+__all__ = ["L2", "Box", "Constraint", "Linf"]

@@ -1,0 +1,102 @@
+"""What an attacker minimises: per-sample, pure functions of a target's answers. An objective never calls the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from poise.rng import Rng
+from poise.types import Access, Outputs
+
+
+class Objective(Protocol):
+    """A goal, free of data. `bind` fixes what it needs to know of each sample."""
+
+    @property
+    def access(self) -> Access:
+        """The least that the attacker needs to see of the target."""
+        ...
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        """The goal for n samples: clean answers (n, K), true labels (n,), rows ids = 0..n-1, random streams."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A goal bound to n samples. `ids` (m,) says which of them each answered point belongs to; row i never sees row j.
+
+    Attributes:
+        k: (n,) the clean prediction, lowest index on ties.
+        over: (n,) bool, True where the goal raises the confidence in k; searches with one setting per direction read
+            it.
+    """
+
+    k: Tensor
+    over: Tensor
+
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        """(m,) what the search follows downhill; differentiable in the scores."""
+        raise TypeError(f"{type(self).__name__} must define loss(outputs, ids)")
+
+    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        """(m,) what the attacker wants and results are ranked by, lower is better; the loss unless stated."""
+        return self.loss(outputs, ids)
+
+    def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        """(m,) bool: the point would do as a result."""
+        return torch.ones_like(ids, dtype=torch.bool)
+
+    def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        """(m,) bool: the goal is reached; asked only of points that are accepted and better than all before."""
+        return torch.zeros_like(ids, dtype=torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelKeeping(Bound):
+    """A goal whose results keep the clean prediction."""
+
+    def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return outputs.labels == self.k[ids]
+
+
+def downwards(clean: Outputs) -> Tensor:
+    """(n,) `over` of a goal that lowers the confidence in every sample's clean prediction."""
+    return torch.zeros_like(clean.labels, dtype=torch.bool)
+
+
+def upwards(clean: Outputs) -> Tensor:
+    """(n,) `over` of a goal that raises it."""
+    return torch.ones_like(clean.labels, dtype=torch.bool)
+
+
+def of_class(values: Tensor, classes: Tensor) -> Tensor:
+    """(m,) the entry of each row of values (m, K) at classes (m,)."""
+    return values.gather(1, classes[:, None])[:, 0]
+
+
+def best_other(values: Tensor, classes: Tensor) -> Tensor:
+    """(m,) the highest entry of each row of values (m, K) away from classes (m,)."""
+    return values.scatter(1, classes[:, None], -torch.inf).amax(dim=1)
+
+
+def logit_margin(outputs: Outputs, classes: Tensor) -> Tensor:
+    """(m,) z_c - max_{j != c} z_j; negative where another class wins."""
+    return of_class(outputs.logits, classes) - best_other(outputs.logits, classes)
+
+
+def probability_gap(outputs: Outputs, classes: Tensor) -> Tensor:
+    """(m,) p_c - max_{j != c} p_j in [-1, 1]; exact near a tie, where the difference of two floats would cancel."""
+    own, other = of_class(outputs.log_probabilities, classes), best_other(outputs.log_probabilities, classes)
+    ahead = own >= other
+    distance = torch.where(ahead, own - other, other - own)
+    size = -torch.where(ahead, own, other).exp() * torch.expm1(-distance)
+    return torch.where(ahead, size, -size)
+
+
+def complement(outputs: Outputs, classes: Tensor) -> Tensor:
+    """(m,) 1 - p_c in [0, 1], without cancellation near 1."""
+    return -torch.expm1(of_class(outputs.log_probabilities, classes).clamp_max(0))

@@ -1,0 +1,61 @@
+"""Keep the label: the wrapper that turns any goal into one whose results cannot flip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from poise.errors import InputError
+from poise.objectives.base import Bound, Objective, probability_gap
+from poise.rng import Rng
+from poise.types import Access, Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept(Bound):
+    inner: Bound
+    label_margin: float
+
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.inner.loss(outputs, ids)
+
+    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.inner.merit(outputs, ids)
+
+    def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        kept = outputs.labels == self.k[ids]
+        if self.label_margin > 0:
+            kept = kept & (probability_gap(outputs, self.k[ids]) > self.label_margin)
+        return kept & self.inner.accept(outputs, ids)
+
+    def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.inner.done(outputs, ids)
+
+
+@dataclass(frozen=True)
+class KeepLabel:
+    """`objective`, with results that keep the clean prediction k by a margin.
+
+    Args:
+        objective: the goal.
+        label_margin: a result needs p_k - max_{j != k} p_j above this. Underconfidence drives the gap to 0, where
+            another
+            batch size or another kernel flips the label; 1e-4 survives that (spec 0, "numerical label flips").
+    """
+
+    objective: Objective
+    label_margin: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_margin < 1:
+            raise InputError(f"KeepLabel: label_margin must be in [0, 1), got {self.label_margin}")
+
+    @property
+    def access(self) -> Access:
+        """What the wrapped goal needs; a margin needs scores."""
+        return max(self.objective.access, Access.SCORES if self.label_margin > 0 else Access.LABELS)
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        inner = self.objective.bind(clean, labels, ids, rng)
+        return _Kept(k=inner.k, over=inner.over, inner=inner, label_margin=self.label_margin)

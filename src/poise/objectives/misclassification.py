@@ -1,0 +1,195 @@
+"""The classic goals: a wrong label, a chosen label, a high score for a chosen class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from poise.errors import InputError
+from poise.objectives.base import (
+    Bound,
+    best_other,
+    downwards,
+    logit_margin,
+    of_class,
+    probability_gap,
+    upwards,
+)
+from poise.rng import Rng
+from poise.types import Access, Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AwayFrom(Bound):
+    """Lower the score of class y; results are ranked by the margin, so that a flipped label always ranks first."""
+
+    y: Tensor
+    stop: bool
+
+    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return logit_margin(outputs, self.y[ids])
+
+    def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return (outputs.labels != self.y[ids]) & self.stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LogitMargin(_AwayFrom):
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return logit_margin(outputs, self.y[ids])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ProbabilityMargin(_AwayFrom):
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return probability_gap(outputs, self.y[ids])
+
+    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.loss(outputs, ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LogProbability(_AwayFrom):
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return of_class(outputs.log_probabilities, self.y[ids])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Label(_AwayFrom):
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return (outputs.labels == self.y[ids]).double()
+
+    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.loss(outputs, ids)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A wrong label, following the logit margin z_y - max_{j != y} z_j (Square's and the AAA paper's default).
+
+    Args:
+        stop: stop at the first point whose label differs from the true one.
+    """
+
+    access: ClassVar[Access] = Access.SCORES
+    stop: bool = True
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        return _LogitMargin(k=clean.labels, over=downwards(clean), y=labels, stop=self.stop)
+
+
+@dataclass(frozen=True)
+class ProbabilityMargin:
+    """A wrong label, following p_y - max_{j != y} p_j (AAA paper, Table 8). Saturates where logits do not.
+
+    Args:
+        stop: as in `Margin`.
+    """
+
+    access: ClassVar[Access] = Access.SCORES
+    stop: bool = True
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        return _ProbabilityMargin(k=clean.labels, over=downwards(clean), y=labels, stop=self.stop)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """A wrong label, raising the cross-entropy -log p_y of the true class (PGD, FGSM).
+
+    Args:
+        stop: stop at the first point whose label differs; False goes on to the last step, as PGD was published.
+
+    The loss is +log p_y, lower is better. Results are ranked by the logit margin, so that a flipped label is never
+    thrown
+    away for a higher cross-entropy.
+    """
+
+    access: ClassVar[Access] = Access.SCORES
+    stop: bool = False
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        return _LogProbability(k=clean.labels, over=downwards(clean), y=labels, stop=self.stop)
+
+
+@dataclass(frozen=True)
+class Misclassify:
+    """A wrong label, seen through labels alone: the loss is 1 where the label is the true one, 0 elsewhere.
+
+    Args:
+        stop: as in `Margin`.
+    """
+
+    access: ClassVar[Access] = Access.LABELS
+    stop: bool = True
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        return _Label(k=clean.labels, over=downwards(clean), y=labels, stop=self.stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Towards(Bound):
+    target: Tensor
+    stop: bool
+
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return -of_class(outputs.log_probabilities, self.target[ids])
+
+    def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return (outputs.labels == self.target[ids]) & self.stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TowardsByMargin(_Towards):
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return best_other(outputs.logits, self.target[ids]) - of_class(outputs.logits, self.target[ids])
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """A chosen wrong label t: minimise -log p_t, or the targeted margin max_{j != t} z_j - z_t.
+
+    Args:
+        classes: t for every sample; None draws it uniformly from the classes other than the true one.
+        margin: follow the margin instead of the cross-entropy.
+        stop: stop at the first point labelled t.
+    """
+
+    access: ClassVar[Access] = Access.SCORES
+    classes: int | None = None
+    margin: bool = False
+    stop: bool = True
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        count = clean.scores.shape[1]
+        if self.classes is None:
+            target = (labels + 1 + rng.integers("target-class", 0, ids, count - 1)) % count
+        else:
+            target = _one_class("Targeted: classes", self.classes, labels, count)
+        kind = _TowardsByMargin if self.margin else _Towards
+        return kind(k=clean.labels, over=downwards(clean), target=target, stop=self.stop)
+
+
+@dataclass(frozen=True)
+class TowardsClass:
+    """The highest score for class i, whatever the label becomes: minimise -log p_i (MaxConfidence's inner goal).
+
+    Args:
+        index: i.
+    """
+
+    access: ClassVar[Access] = Access.SCORES
+    index: int
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        target = _one_class("TowardsClass: index", self.index, labels, clean.scores.shape[1])
+        return _Towards(k=clean.labels, over=upwards(clean), target=target, stop=False)
+
+
+def _one_class(what: str, index: int, labels: Tensor, count: int) -> Tensor:
+    if not 0 <= index < count:
+        raise InputError(f"{what} must be in 0..{count - 1}, got {index}")
+    return torch.full_like(labels, index)

@@ -1,0 +1,96 @@
+"""How points are proposed: a search yields points and receives answers, so that it reads like the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from poise.constraints.base import Box, Constraint
+from poise.rng import Rng
+from poise.types import Access
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Points to evaluate.
+
+    Args:
+        x: (m, C, H, W), inside the ball and the box.
+        ids: (m,) the row 0..n-1 of the sample each point belongs to.
+        grad: also return d loss / d x (one forward and one backward pass).
+        probe: a finite-difference point: charged, never returned as the result.
+        repeats: the most points of any one sample in this ask.
+    """
+
+    x: Tensor
+    ids: Tensor
+    grad: bool = False
+    probe: bool = False
+    repeats: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answers to an `Ask`.
+
+    Args:
+        loss: (m,) what the search follows, lower is better; +inf where a point was not evaluated (its budget is spent).
+        accept: (m,) bool, the point would do as a result.
+        active: (n,) bool, samples neither done nor out of budget; a search asks for these alone.
+        grad: (m, C, H, W) or None.
+    """
+
+    loss: Tensor
+    accept: Tensor
+    active: Tensor
+    grad: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a search knows before its first question.
+
+    Args:
+        clean: (n, C, H, W).
+        over: (n,) bool, the goal raises this sample's confidence; defined once the clean points are answered.
+        constraint, box: where points may lie.
+        rng: random streams of the n samples.
+        budget: most queries per sample, the clean one included.
+    """
+
+    clean: Tensor
+    constraint: Constraint
+    box: Box
+    rng: Rng
+    budget: int
+    over: Tensor
+
+    @property
+    def everyone(self) -> Tensor:
+        """(n,) the rows of all samples."""
+        return torch.arange(len(self.clean), device=self.clean.device)
+
+
+Steps = Generator[Ask, Reply, None]
+
+
+class Search(Protocol):
+    """An algorithm. Its hyper-parameters are its fields; all state lives in the generator.
+
+    The first `Ask` is the clean points themselves, in order (`Ask(problem.clean, problem.everyone)`): from their
+    answers the
+    driver binds the objective, so no second forward pass is spent on them.
+    """
+
+    @property
+    def access(self) -> Access:
+        """The least access that the search needs."""
+        ...
+
+    def run(self, problem: Problem) -> Steps:
+        """Yields points, receives answers, returns when it has nothing more to ask."""
+        ...

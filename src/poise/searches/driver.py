@@ -1,0 +1,251 @@
+"""The only code that queries a target: it owns the budget, the best points, early stop and the last verification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from poise.constraints.base import Box, Constraint
+from poise.errors import PoiseError
+from poise.objectives.base import Bound, Objective
+from poise.rng import Rng
+from poise.searches.base import Ask, Problem, Reply, Search, Steps
+from poise.targets.base import Target
+from poise.targets.meter import Meter
+from poise.types import Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a progress callback is told after every ask.
+
+    Args:
+        step: number of asks answered so far.
+        points: points in the last ask.
+        spent: most queries that any sample of this batch has used.
+        budget: queries allowed per sample.
+        first: number of samples in earlier batches.
+        batch: number of samples in this batch.
+        total: number of samples in all.
+    """
+
+    step: int
+    points: int
+    spent: int
+    budget: int
+    first: int
+    batch: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass
+class Best:
+    """Best verified point of each sample, and the answer recorded when that very tensor was queried."""
+
+    x: Tensor
+    scores: Tensor
+    merit: Tensor
+
+    def update(self, better: Tensor, ids: Tensor, x: Tensor, scores: Tensor, merit: Tensor) -> None:
+        """Takes over the points marked in better (m,); ids must not repeat a sample."""
+        self.x[ids] = torch.where(better.view(-1, 1, 1, 1), x, self.x[ids])
+        self.scores[ids] = torch.where(better[:, None], scores, self.scores[ids])
+        self.merit[ids] = torch.where(better, merit, self.merit[ids])
+
+
+@dataclass
+class Run:
+    """State, and in the end outcome, of one driven search over n samples (tensors on the target's device)."""
+
+    problem: Problem
+    meter: Meter
+    bound: Bound
+    best: Best
+    clean: Outputs
+    clean_merit: Tensor
+    done: Tensor
+    queries_to_success: Tensor
+    curve: list[tuple[int, Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Drives one search over one batch of samples.
+
+    Args:
+        target, objective, search, constraint: the attack.
+        labels: (n,) true classes, on the target's device.
+        sample_ids: (n,) the caller's names, on the target's device.
+        budget: most queries per sample.
+        seed: of the random streams.
+        on_progress: called after every ask, with numbers known without a device synchronisation.
+        checkpoints: numbers of queries after which the best answers so far are kept in `Run.curve`, ascending.
+    """
+
+    target: Target
+    objective: Objective
+    search: Search
+    constraint: Constraint
+    labels: Tensor
+    sample_ids: Tensor
+    budget: int
+    seed: int
+    on_progress: OnProgress | None = None
+    checkpoints: tuple[int, ...] = ()
+
+    def run(self, clean: Tensor) -> Run:
+        """Attacks clean (n, C, H, W), n at most the target's batch size; verifies every result before it returns."""
+        over = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+        box, rng = Box(*self.target.bounds), Rng(self.seed, self.sample_ids)
+        problem = Problem(clean, self.constraint, box, rng, self.budget, over)
+        steps = self.search.run(problem)
+        with self.target.session(self.seed), closing(steps):
+            ask = next(steps, None)
+            if ask is None or ask.x is not clean:
+                raise PoiseError(
+                    f"{type(self.search).__name__}: the first points a search asks for must be the clean ones"
+                )
+            run, reply = self._begin(problem, ask)
+            answered = 1
+            self._watch(run, ask, answered)
+            while (ask := _next(steps, reply)) is not None:
+                reply = self._answer(ask, run)
+                answered += 1
+                self._watch(run, ask, answered)
+        run.curve.extend((queries, run.best.scores.clone()) for queries in self.checkpoints[len(run.curve) :])
+        _verify(run)
+        return run
+
+    def _watch(self, run: Run, ask: Ask, answered: int) -> None:
+        for queries in self.checkpoints[len(run.curve) :]:
+            if run.meter.spent < queries:
+                break
+            run.curve.append((queries, run.best.scores.clone()))
+        if self.on_progress is not None:
+            n = len(run.problem.clean)
+            self.on_progress(Progress(answered, len(ask.ids), run.meter.spent, self.budget, 0, n, n))
+
+    def _begin(self, problem: Problem, ask: Ask) -> tuple[Run, Reply]:
+        """Answers the clean points and binds the objective from that same forward pass."""
+        meter, ids, gradient = Meter(self.target, self.sample_ids, self.budget), ask.ids, None
+        bound: list[Bound] = []
+
+        def first_loss(outputs: Outputs) -> Tensor:
+            detached = Outputs(outputs.scores.detach(), outputs.kind)
+            bound.append(self.objective.bind(detached, self.labels, ids, problem.rng))
+            return bound[0].loss(outputs, ids)
+
+        if ask.grad:
+            outputs, gradient = meter.gradient(ask.x, ids, first_loss)
+            loss = bound[0].loss(outputs, ids)
+        else:
+            outputs = meter.query(ask.x, ids)
+            loss = first_loss(outputs)
+        goal = bound[0]
+        problem.over.copy_(goal.over)
+        merit = goal.merit(outputs, ids)
+        done = goal.done(outputs, ids) & goal.accept(outputs, ids)
+        run = Run(
+            problem=problem,
+            meter=meter,
+            bound=goal,
+            best=Best(problem.clean.clone(), outputs.scores.clone(), merit.clone()),
+            clean=outputs,
+            clean_merit=merit,
+            done=done,
+            queries_to_success=torch.where(done, 1, -1),
+        )
+        return run, Reply(loss, goal.accept(outputs, ids), _active(run), gradient)
+
+    def _answer(self, ask: Ask, run: Run) -> Reply:
+        """Answers what the budget allows; points beyond it come back with an infinite loss, unasked."""
+        affordable = run.meter.affordable(ask.ids, ask.repeats)
+        if affordable is None or bool(affordable.all()):
+            return _evaluate(ask, run)
+        part = Ask(ask.x[affordable], ask.ids[affordable], ask.grad, ask.probe, ask.repeats)
+        answered = _evaluate(part, run)
+        loss = torch.full(ask.ids.shape, torch.inf, dtype=answered.loss.dtype, device=ask.x.device)
+        loss[affordable] = answered.loss
+        accept = torch.zeros_like(affordable)
+        accept[affordable] = answered.accept
+        gradient = None
+        if answered.grad is not None:
+            gradient = torch.zeros_like(ask.x)
+            gradient[affordable] = answered.grad
+        return Reply(loss, accept, answered.active, gradient)
+
+
+def _next(steps: Steps, reply: Reply) -> Ask | None:
+    """What the search asks after this reply; None at its end."""
+    try:
+        return steps.send(reply)
+    except StopIteration:
+        return None
+
+
+def _evaluate(ask: Ask, run: Run) -> Reply:
+    ids, bound, gradient = ask.ids, run.bound, None
+    if len(ids) == 0:
+        nothing = torch.zeros(0, dtype=run.clean_merit.dtype, device=ids.device)
+        return Reply(nothing, nothing.bool(), _active(run), ask.x if ask.grad else None)
+    if ask.grad:
+        outputs, gradient = run.meter.gradient(ask.x, ids, lambda answer: bound.loss(answer, ids), ask.repeats)
+    else:
+        outputs = run.meter.query(ask.x, ids, ask.repeats)
+    accept = bound.accept(outputs, ids)
+    if not ask.probe:
+        _record(ask, run, outputs, accept)
+    return Reply(bound.loss(outputs, ids), accept, _active(run), gradient)
+
+
+def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
+    """Keeps the points that are accepted, inside ball and box, and better than all before."""
+    ids, x, problem = ask.ids, ask.x, run.problem
+    merit, scores = run.bound.merit(outputs, ids), outputs.scores
+    inside = problem.constraint.contains(x, problem.clean[ids]) & problem.box.contains(x)
+    better = accept & inside & (merit < run.best.merit[ids])
+    finished = better & run.bound.done(outputs, ids)
+    if ask.repeats > 1:  # several points of one sample: its best alone, so that no row is written twice
+        rows = (better & _best_of_each(ids, torch.where(better, merit, torch.inf))).nonzero()[:, 0]
+        ids, x, scores, merit, better, finished = (part[rows] for part in (ids, x, scores, merit, better, finished))
+    run.best.update(better, ids, x, scores, merit)
+    first = finished & ~run.done[ids]
+    run.queries_to_success[ids] = torch.where(first, run.meter.queries[ids], run.queries_to_success[ids])
+    run.done[ids] = run.done[ids] | finished
+
+
+def _active(run: Run) -> Tensor:
+    if run.meter.spent < run.problem.budget:
+        return ~run.done
+    return ~run.done & (run.meter.queries < run.problem.budget)
+
+
+def _verify(run: Run) -> None:
+    """The last word on every result, from the tensor that is returned and the answer recorded for it."""
+    clean, best = run.problem.clean, run.best
+    ids = torch.arange(len(clean), device=clean.device)
+    moved = (best.x != clean).flatten(1).any(dim=1)
+    accept = run.bound.accept(Outputs(best.scores, run.clean.kind), ids)
+    inside = run.problem.constraint.contains(best.x, clean) & run.problem.box.contains(best.x)
+    if bool(((moved & ~(accept & inside)) | (best.merit > run.clean_merit)).any()):
+        raise PoiseError(
+            "Driver: a result failed its last verification (ball, box, acceptance, merit): a defect of poise"
+        )
+
+
+def _best_of_each(ids: Tensor, merit: Tensor) -> Tensor:
+    """(m,) bool: True at the first lowest merit of each sample among points whose ids repeat."""
+    order = torch.sort(merit, stable=True).indices
+    by_sample = torch.sort(ids[order], stable=True)
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[1:] = by_sample.values[1:] != by_sample.values[:-1]
+    chosen = torch.zeros_like(first)
+    chosen[order[by_sample.indices[first]]] = True
+    return chosen

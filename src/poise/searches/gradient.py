@@ -1,0 +1,65 @@
+"""What the gradient searches share: where they begin, and dropping finished samples."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from poise.errors import InputError
+from poise.searches.base import Ask, Problem, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Iterate:
+    """State of m running samples: rows, points, losses and gradients there."""
+
+    ids: Tensor
+    x: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+    def where(self, moved: Tensor, x: Tensor, reply: Reply) -> Iterate:
+        """Samples marked in moved (m,) go to x with the reply's loss and gradient; the others stay."""
+        assert reply.grad is not None
+        rows = moved.view(-1, 1, 1, 1)
+        return Iterate(
+            self.ids,
+            torch.where(rows, x, self.x),
+            torch.where(moved, reply.loss, self.loss),
+            torch.where(rows, reply.grad, self.gradient),
+        )
+
+    def only(self, keep: Tensor) -> Iterate:
+        """The samples marked in keep (m,)."""
+        return Iterate(self.ids[keep], self.x[keep], self.loss[keep], self.gradient[keep])
+
+
+def begin(problem: Problem, *, random_start: bool, fall_back: bool) -> Generator[Ask, Reply, Iterate]:
+    """Clean points first, then, if asked for, a random point of the ball (`fall_back`: only where accepted)."""
+    reply = yield Ask(problem.clean, problem.everyone, grad=fall_back or not random_start)
+    gradient = torch.zeros_like(problem.clean) if reply.grad is None else reply.grad
+    state = Iterate(problem.everyone, problem.clean, reply.loss, gradient)
+    state = drop_finished(state, reply)
+    if not random_start or not len(state.ids):
+        return state
+    start = problem.constraint.sample(state.x, problem.box, state.ids, problem.rng, 0)
+    reply = yield Ask(start, state.ids, grad=True)
+    moved = reply.accept if fall_back else torch.ones_like(reply.accept)
+    return drop_finished(state.where(moved, start, reply), reply)
+
+
+def drop_finished(state: Iterate, reply: Reply) -> Iterate:
+    """The samples that are still active (one look at the device)."""
+    keep = reply.active[state.ids]
+    return state if bool(keep.all()) else state.only(keep)
+
+
+def check_steps(name: str, steps: int, step: float | None) -> None:
+    """Refuses step counts and step sizes that cannot be meant."""
+    if steps < 1:
+        raise InputError(f"{name}: steps must be at least 1, got {steps}")
+    if step is not None and not 0 < step < float("inf"):
+        raise InputError(f"{name}: step must be a positive number, got {step}")

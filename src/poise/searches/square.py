@@ -1,0 +1,99 @@
+"""Square Attack: random search over squares on the ball's surface (Andriushchenko et al., ECCV 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import ClassVar, Literal
+
+import torch
+
+from poise.constraints.l2 import L2
+from poise.constraints.linf import Linf
+from poise.errors import InputError
+from poise.searches.base import Ask, Problem, Steps
+from poise.searches.squares import L2Squares, LinfSquares
+from poise.types import Access
+
+SQUARES = {Linf: LinfSquares, L2: L2Squares}
+"""How squares are drawn, by the ball they live in."""
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""p halves after these iterations of a schedule of 10,000 (strictly after: iteration 10 still uses p)."""
+
+
+def fraction(p: float, iteration: int, horizon: int) -> float:
+    """Share of the image that a square covers at `iteration` (from 0) of a schedule of `horizon` iterations.
+
+    >>> [fraction(0.8, i, 10_000) for i in (0, 10, 11, 51, 8001)]
+    [0.8, 0.8, 0.4, 0.2, 0.0015625]
+    """
+    rescaled = int(iteration / horizon * 10_000)
+    return p * 0.5 ** sum(rescaled > limit for limit in HALVINGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """Random search with squares of shrinking size; every image draws its own square and its own signs.
+
+    Args:
+        p: share of the image in the first squares; None is 0.05 for linf and 0.1 for l2 (standard models). The
+            AAA paper's runs used 0.3 for all but one model.
+        start: "clean" begins at the clean image (calibration attacks: no initial perturbation), "stripes" at vertical
+            stripes (linf) or a grid of bumps (l2), as published.
+        horizon: length N of the schedule that shrinks the squares; None is the budget's number of iterations.
+            10,000 with a smaller budget reproduces the AAA paper.
+        inclusive: draw positions up to the last row and column; the reference code never reaches them.
+
+    A proposal is kept where it is accepted and its loss is strictly lower. One query each. As published, the starting
+    pattern replaces the clean image whatever its loss; here only where it is accepted.
+    """
+
+    access: ClassVar[Access] = Access.LABELS
+    p: float | None = None
+    start: Literal["clean", "stripes"] = "clean"
+    horizon: int | None = None
+    inclusive: bool = True
+
+    def __post_init__(self) -> None:
+        if self.p is not None and not 0 < self.p <= 1:
+            raise InputError(f"Square: p must be in (0, 1], got {self.p}")
+        if self.start not in ("clean", "stripes"):
+            raise InputError(f"Square: start must be 'clean' or 'stripes', got '{self.start}'")
+        if self.horizon is not None and self.horizon < 1:
+            raise InputError(f"Square: horizon must be at least 1, got {self.horizon}")
+
+    def run(self, problem: Problem) -> Steps:
+        kind = next((squares for ball, squares in SQUARES.items() if isinstance(problem.constraint, ball)), None)
+        if kind is None:
+            raise InputError(f"Square: the constraint must be Linf or L2, got {problem.constraint!r}")
+        squares = kind(problem, inclusive=self.inclusive)
+        p = kind.p if self.p is None else self.p
+        reply = yield Ask(problem.clean, problem.everyone)
+        ids = reply.active.nonzero()[:, 0]
+        x, loss = problem.clean[ids], reply.loss[ids]
+        spent = 1
+        if self.start == "stripes" and len(ids):
+            first = squares.first(ids)
+            reply = yield Ask(first, ids)
+            x = torch.where(reply.accept.view(-1, 1, 1, 1), first, x)
+            loss, spent = torch.where(reply.accept, reply.loss, loss), 2
+            ids, x, loss = _running(reply.active, ids, x, loss)
+        horizon = max(problem.budget - spent, 1) if self.horizon is None else self.horizon
+        for i in count():
+            if not len(ids):
+                return
+            candidate = squares.propose(x, ids, fraction(p, i, horizon), i)
+            reply = yield Ask(candidate, ids)
+            better = reply.accept & (reply.loss < loss)
+            x = torch.where(better.view(-1, 1, 1, 1), candidate, x)
+            loss = torch.where(better, reply.loss, loss)
+            ids, x, loss = _running(reply.active, ids, x, loss)
+
+
+def _running(
+    active: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, loss: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Drops finished samples (one look at the device)."""
+    keep = active[ids]
+    return (ids, x, loss) if bool(keep.all()) else (ids[keep], x[keep], loss[keep])

@@ -1,0 +1,175 @@
+"""The squares of Square Attack, drawn for every image by itself: constant +-eps for linf, paired bumps for l2."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from poise.constraints.l2 import per_row, unit
+from poise.searches.base import Problem
+
+DRAWS = 4
+"""Sign patterns drawn per linf square; the first that changes the image is used, so no query is spent on a copy."""
+
+
+class Squares:
+    """What both norms share: positions and flat indices of windows, and the images they are cut into."""
+
+    p: ClassVar[float]
+
+    def first(self, ids: Tensor) -> Tensor:
+        """(m, C, H, W) the published starting pattern, on the ball's surface."""
+        raise TypeError(f"{type(self).__name__} must define first(ids)")
+
+    def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
+        """x (m, C, H, W) with the change of one iteration."""
+        raise TypeError(f"{type(self).__name__} must define propose(x, ids, share, step)")
+
+    def __init__(self, problem: Problem, *, inclusive: bool) -> None:
+        self.problem, self.inclusive = problem, inclusive
+        self.channels, self.height, self.width = problem.clean.shape[1:]
+        self.eps = problem.constraint.eps
+        device = problem.clean.device
+        self.row_numbers = torch.arange(self.height, device=device)
+        self.column_numbers = torch.arange(self.width, device=device)
+
+    def corner(self, bits: Tensor, s: int) -> tuple[Tensor, Tensor]:
+        """(m,) uniform top row and left column of windows of side s, from bits (m, 2)."""
+        extra = 1 if self.inclusive else 0
+        bits = bits & ((1 << 63) - 1)
+        return bits[:, 0] % max(self.height - s + extra, 1), bits[:, 1] % max(self.width - s + extra, 1)
+
+    def index(self, top: Tensor, left: Tensor, s: int) -> Tensor:
+        """(m, C, s * s) positions of each window in an image flattened over rows and columns."""
+        rows = top[:, None] + self.row_numbers[:s]
+        columns = left[:, None] + self.column_numbers[:s]
+        flat = rows[:, :, None] * self.width + columns[:, None, :]
+        return flat.flatten(1)[:, None].expand(-1, self.channels, -1)
+
+    def mask(self, top: Tensor, left: Tensor, s: int) -> Tensor:
+        """(m, 1, H, W) bool, True inside each window."""
+        rows = (self.row_numbers >= top[:, None]) & (self.row_numbers < top[:, None] + s)
+        columns = (self.column_numbers >= left[:, None]) & (self.column_numbers < left[:, None] + s)
+        return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+class LinfSquares(Squares):
+    """Windows in which the change is replaced by a constant +-eps per channel."""
+
+    p = 0.05
+
+    def __init__(self, problem: Problem, *, inclusive: bool) -> None:
+        super().__init__(problem, inclusive=inclusive)
+        self.flat_clean = problem.clean.flatten(2)
+
+    def side(self, share: float) -> int:
+        """round(sqrt(share * H * W)), at least 1 and short of the image's shorter side."""
+        return min(
+            max(round(math.sqrt(share * self.height * self.width)), 1),
+            max(min(self.height, self.width) - 1, 1),
+        )
+
+    def first(self, ids: Tensor) -> Tensor:
+        """Vertical stripes: +-eps per channel and column, the same in all rows."""
+        problem = self.problem
+        up = problem.rng.signs("stripes", 0, ids, (self.channels, 1, self.width))
+        clean = problem.clean[ids]
+        return problem.box.project(torch.where(up, clean + self.eps, clean - self.eps))
+
+    def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
+        """x with one window per image replaced; signs are redrawn (no query) while that would change nothing."""
+        s, box = self.side(share), self.problem.box
+        bits = self.problem.rng.bits("square", step, ids, (2 + DRAWS * self.channels,))
+        index = self.index(*self.corner(bits[:, :2], s), s)
+        clean = self.flat_clean[ids].gather(2, index)
+        up, down = box.project(clean + self.eps), box.project(clean - self.eps)
+        now = x.flatten(2).gather(2, index)
+        same_up, same_down = (now == up).all(dim=2), (now == down).all(dim=2)
+        draws = (bits[:, 2:] < 0).view(-1, DRAWS, self.channels)
+        idle = torch.where(draws, same_up[:, None], same_down[:, None]).all(dim=2)
+        pick = (~idle).to(torch.uint8).argmax(dim=1)
+        chosen = draws.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
+        return x.flatten(2).scatter(2, index, torch.where(chosen[:, :, None], up, down)).view_as(x)
+
+
+class L2Squares(Squares):
+    """Two windows of one side: the length of both, and what the ball has left, is written into the first as a bump."""
+
+    p = 0.1
+
+    def side(self, share: float) -> int:
+        """round(sqrt(share * H * W)), at least 3, odd, and no more than the image's shorter side."""
+        s = max(round(math.sqrt(share * self.height * self.width)), 3)
+        s += s % 2 == 0
+        shorter = min(self.height, self.width)
+        return min(s, shorter - (shorter % 2 == 0) if shorter > 1 else 1)
+
+    def first(self, ids: Tensor) -> Tensor:
+        """A grid of bumps of a fifth of the side, random signs, scaled to length eps."""
+        problem, rng = self.problem, self.problem.rng
+        clean = problem.clean[ids]
+        s = max(min(self.height, self.width) // 5, 1)
+        grid = (self.height // s, self.width // s)
+        tile = bump(s, clean.device)
+        sign = rng.signs("bump-signs", 0, ids, (self.channels, *grid)).to(clean.dtype).mul_(2).sub_(1)
+        turn = rng.signs("bump-turns", 0, ids, (1, *grid))[..., None, None]
+        tiles = torch.where(turn, tile, tile.T).to(clean.dtype) * sign[..., None, None]  # (m, C, rows, columns, s, s)
+        inner = tiles.transpose(3, 4).reshape(len(ids), self.channels, grid[0] * s, grid[1] * s)
+        top, left = (self.height - grid[0] * s) // 2, (self.width - grid[1] * s) // 2
+        change = torch.zeros_like(clean)
+        change[:, :, top : top + grid[0] * s, left : left + grid[1] * s] = inner
+        return problem.constraint.project(clean + unit(change) * self.eps, clean, problem.box)
+
+    def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
+        """x with the second window erased, the first rewritten, and the change scaled to length eps before clipping."""
+        s, problem = self.side(share), self.problem
+        clean = problem.clean[ids]
+        bits = problem.rng.bits("square", step, ids, (5 + self.channels,))
+        first, second = self.corner(bits[:, :2], s), self.corner(bits[:, 2:4], s)
+        change = x - clean
+        writes, erases = self.mask(*first, s), self.mask(*second, s)
+        squares = change.square()
+        inside = (squares * (writes | erases)).flatten(2).sum(dim=2)  # (m, C)
+        left = (self.eps**2 - squares.flatten(1).sum(dim=1)).clamp_min(0) / self.channels
+        length = (left[:, None] + inside).sqrt()[:, :, None]
+        tile = bump(s, x.device).to(x.dtype)
+        shape = torch.where((bits[:, 4] < 0).view(-1, 1, 1), tile, tile.T).flatten(1)[:, None]
+        sign = torch.where(bits[:, 5:] < 0, 1.0, -1.0).to(x.dtype)[:, :, None]
+        index = self.index(*first, s)
+        old = change.flatten(2).gather(2, index)
+        new = shape * sign + old / _positive(old.norm(dim=2, keepdim=True))
+        new = new * (length / _positive(new.norm(dim=2, keepdim=True)))
+        change = (change * ~erases).flatten(2).scatter(2, index, new).view_as(x)
+        norm = change.flatten(1).norm(dim=1)
+        return problem.box.project(clean + change * per_row(self.eps / _positive(norm), x))
+
+
+def _positive(length: Tensor) -> Tensor:
+    """Lengths with zeros replaced by one, so that 0 / length stays 0."""
+    return torch.where(length > 0, length, 1)
+
+
+@lru_cache(maxsize=64)
+def bump(s: int, device: torch.device) -> Tensor:
+    """(s, s) float64 of length 1: a pyramid over the upper half of the rows, its negative over the lower half.
+
+    Ring r around a half's centre adds 1/(r+1)^2 to itself and all that lies inside it.
+    """
+
+    def pyramid(rows: int, columns: int) -> Tensor:
+        ring = torch.maximum(
+            (torch.arange(rows) - rows // 2).abs()[:, None],
+            (torch.arange(columns) - columns // 2).abs()[None, :],
+        )
+        rings = max(rows // 2, columns // 2) + 1
+        weights = torch.arange(1, rings + 1, dtype=torch.float64).pow(-2)
+        height = weights.flip(0).cumsum(0).flip(0)[ring] if rows else torch.zeros(0, columns, dtype=torch.float64)
+        return height / _positive(height.norm())
+
+    whole = torch.cat([pyramid(s // 2, s), -pyramid(s - s // 2, s)])
+    unit_bump: Tensor = whole / whole.norm()
+    return unit_bump.to(device)

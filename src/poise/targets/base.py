@@ -1,0 +1,53 @@
+"""What is attacked: anything that answers points with scores. Declared, never guessed from values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from poise.types import Access, OutputKind, Outputs
+
+Loss = Callable[[Outputs], Tensor]
+"""Per-sample scalar of an answer: row i of the result depends on row i of the answer alone."""
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A classifier seen through what its attacker may use.
+
+    Attributes:
+        kind: what `query` returns.
+        access: the most an attacker gets.
+        bounds: lowest and highest legal pixel value.
+        num_classes: K.
+        batch_size: most points sent in one call.
+        device: where points are expected.
+    """
+
+    kind: OutputKind
+    access: Access
+    bounds: tuple[float, float]
+    num_classes: int
+    batch_size: int
+    device: torch.device
+
+    def query(self, x: Tensor, ids: Tensor) -> Outputs:
+        """Answers for points x (m, C, H, W), each belonging to the sample named in ids (m,)."""
+        ...
+
+    def session(self, seed: int | None = None) -> AbstractContextManager[None]:
+        """Prepares for many calls (eval mode, random state from `seed`) and restores everything at the end."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableTarget(Target, Protocol):
+    """A target that also gives gradients with respect to its input."""
+
+    def gradient(self, x: Tensor, ids: Tensor, loss: Loss) -> tuple[Outputs, Tensor]:
+        """Answers at x and d loss_i / d x_i (m, C, H, W), from one forward and one backward pass."""
+        ...

@@ -1,0 +1,66 @@
+"""The ledger: forward and backward passes per sample, and the budget that is never exceeded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from poise.errors import BudgetError
+from poise.targets.base import DifferentiableTarget, Loss, Target
+from poise.types import Outputs
+
+
+class Meter:
+    """Counts what is asked of a target for each of n samples, before it is asked.
+
+    Args:
+        target: the target that answers.
+        sample_ids: (n,) the caller's names of the samples, passed on with every query.
+        budget: most forward passes per sample.
+
+    Attributes:
+        queries: (n,) forward passes so far.
+        gradients: (n,) backward passes so far.
+        spent: an upper bound of `queries.max()` known without asking the device.
+    """
+
+    def __init__(self, target: Target, sample_ids: Tensor, budget: int) -> None:
+        self._target = target
+        self._sample_ids = sample_ids
+        self._budget = budget
+        self.queries = torch.zeros(len(sample_ids), dtype=torch.int64, device=sample_ids.device)
+        self.gradients = torch.zeros_like(self.queries)
+        self.spent = 0
+
+    def affordable(self, ids: Tensor, repeats: int) -> Tensor | None:
+        """(m,) bool: which of the points fit the budget, the earlier ones of a sample first; None for all of them."""
+        if self.spent + repeats <= self._budget:
+            return None
+        left = self._budget - self.queries[ids]
+        if repeats == 1:
+            return left > 0
+        order = torch.sort(ids, stable=True).indices
+        first = torch.searchsorted(ids[order], ids[order])
+        rank = torch.empty_like(ids)
+        rank[order] = torch.arange(len(ids), device=ids.device) - first
+        return left > rank
+
+    def query(self, x: Tensor, ids: Tensor, repeats: int = 1) -> Outputs:
+        """Answers of the target; charges one query per point."""
+        self._charge(ids, repeats)
+        return self._target.query(x, self._sample_ids[ids])
+
+    def gradient(self, x: Tensor, ids: Tensor, loss: Loss, repeats: int = 1) -> tuple[Outputs, Tensor]:
+        """Answers and gradients; charges one query and one gradient per point."""
+        assert isinstance(self._target, DifferentiableTarget), "attack() checks the access before the first query"
+        self._charge(ids, repeats)
+        self.gradients.index_add_(0, ids, torch.ones_like(ids))
+        return self._target.gradient(x, self._sample_ids[ids], loss)
+
+    def _charge(self, ids: Tensor, repeats: int) -> None:
+        self.queries.index_add_(0, ids, torch.ones_like(ids))
+        self.spent = min(self.spent + repeats, self._budget)
+        if self.spent == self._budget and len(ids) and int(self.queries.max()) > self._budget:
+            raise BudgetError(
+                f"Meter: a sample has a budget of {self._budget} queries, {int(self.queries.max())} were asked"
+            )

@@ -1,0 +1,91 @@
+"""The plain values that the parts exchange: access levels, answers of a target, results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from functools import cached_property
+
+import polars as pl
+import torch
+from torch import Tensor
+
+
+class Access(IntEnum):
+    """What an attacker gets from a target; a higher level includes the lower ones."""
+
+    LABELS = 0
+    SCORES = 1
+    GRADIENTS = 2
+
+
+class OutputKind(Enum):
+    """What the numbers of an answer are. Declared by the target, never guessed from values."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Answers of a target for m points.
+
+    Args:
+        scores: (m, K) logits or probabilities; for labels, (m, K) one-hot.
+        kind: what the scores are.
+
+    The views below are computed once, in float64 where the device has it: near saturation float32 cannot
+    tell a confidence of 1 - 1e-8 from 1, and an attack that follows it would stand still.
+    """
+
+    scores: Tensor
+    kind: OutputKind = OutputKind.LOGITS
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(m, K) scores whose softmax is the probabilities: logits, or log-probabilities (same differences)."""
+        scores = self.scores if self.scores.device.type == "mps" else self.scores.double()
+        if self.kind is OutputKind.LOGITS:
+            return scores
+        return scores.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """(m, K) natural logarithms of the probabilities."""
+        return self.logits.log_softmax(dim=1)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """(m, K) probabilities; rows sum to 1."""
+        return self.log_probabilities.exp()
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(m,) predicted class, the lowest index where several tie."""
+        return self.scores.argmax(dim=1)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """(m,) probability of the predicted class, in [1/K, 1]."""
+        return self.probabilities.amax(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class AttackResult:
+    """What an attack returns.
+
+    Args:
+        images: (n, C, H, W) the best verified point of each sample, dtype and device as given.
+        table: the result table, one row per sample (columns in `poise.table.SCHEMA`).
+        scores_before: (n, K) the target's answer at the clean images.
+        scores: (n, K) the target's answer at `images`, as recorded when those very tensors were queried.
+        curve: best confidence and prediction after each checkpoint's number of queries (columns in
+            `poise.table.CURVE`).
+    """
+
+    images: Tensor
+    table: pl.DataFrame
+    scores_before: Tensor
+    scores: Tensor
+    curve: pl.DataFrame

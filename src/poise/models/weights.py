@@ -1,0 +1,180 @@
+"""Weights from a file into a module, and the fingerprint of what is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from poise.data.uri import brief
+from poise.errors import InputError
+from poise.targets import ModuleTarget, Normalize
+
+State = dict[str, Tensor]
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a weights file, by name; code in a pickle never runs.
+
+    A file may hold {"state_dict": ...} instead of the tensors; the prefix "module." that data-parallel training
+    leaves before every name is taken off.
+
+    Args:
+        path: `.safetensors`, or `.pt`, `.pth`, `.th` as `torch.save` writes them.
+
+    Raises:
+        InputError: the file is missing, damaged, of another type, or holds anything but tensors.
+    """
+    if path.suffix.lower() not in _READERS:
+        raise InputError(f"weights: must be a file that ends in {', '.join(_READERS)}, got '{path}'")
+    if not path.is_file():
+        raise InputError(f"weights: must be an existing file, got '{path}'")
+    try:
+        found = _READERS[path.suffix.lower()](path)
+    except Exception as error:  # damaged files raise one of a dozen types
+        raise InputError(f"weights: '{path}' must be {_REASONS[path.suffix.lower()]}: {_reason(error)}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+            break
+    if not isinstance(found, Mapping) or not found:
+        raise InputError(f"weights: '{path}' must hold named tensors, got {_kind(found)}")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"weights: '{path}' must hold named tensors, got {brief(repr(name))}: {type(value).__name__}"
+            )
+    return _without_prefix(dict(found))
+
+
+def _read_torch(path: Path) -> object:
+    if zipfile.is_zipfile(path):  # torch reads a file whose checksums differ without a word
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise InputError(f"it is damaged: the checksum of '{damaged}' differs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": load_file,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+    ".th": _read_torch,
+}
+_TORCH_FILE = "tensors saved by torch.save (module.state_dict())"
+_REASONS = dict.fromkeys(_READERS, _TORCH_FILE) | {".safetensors": "a safetensors file"}
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in one short line; torch's answer to a forbidden object is a page long."""
+    text = " ".join(str(error).split())
+    forbidden = re.search(r"Unsupported (?:global|class|operand|function)\S* (?:GLOBAL )?([\w.]+)", text)
+    if forbidden:
+        return f"it also holds the Python object {forbidden[1]}, which is never loaded"
+    if "Weights only load failed" in text:
+        return "it is damaged, or no such file"
+    return brief(error)
+
+
+def _kind(found: object) -> str:
+    return "none" if isinstance(found, Mapping) else type(found).__name__
+
+
+def _without_prefix(state: State) -> State:
+    """Takes off what wrappers left before all names, again and again: they nest."""
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            return _without_prefix({name.removeprefix(prefix): value for name, value in state.items()})
+    return state
+
+
+def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
+    """Puts the tensors of a file into a module; names and shapes must agree exactly.
+
+    Args:
+        module: changed in place.
+        path: of the weights.
+        name: of the architecture, for messages.
+
+    Raises:
+        InputError: one line with the first names or shapes that differ.
+    """
+    put_state(module, read_state(path), name=name, origin=f"'{path}'")
+
+
+def put_state(module: nn.Module, state: State, *, name: str, origin: str) -> None:
+    """`load_weights` for tensors that are already in memory; `origin` says in a message where they come from."""
+    _check_shapes(module.state_dict(), state, name=name, origin=origin)
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"weights: {origin} do not fit {name}: {_reason(error)}") from error
+    if missing or unexpected:
+        differences = [
+            f"{word} {_first(keys)}" for word, keys in (("missing", missing), ("unexpected", unexpected)) if keys
+        ]
+        raise InputError(f"weights: {origin} do not fit {name}: {', '.join(differences)}")
+
+
+def _check_shapes(expected: Mapping[str, Tensor], state: State, *, name: str, origin: str) -> None:
+    for key, ours in expected.items():
+        theirs = state.get(key, ours)
+        if ours.shape != theirs.shape:
+            other_head = ours.ndim > 0 and ours.shape[1:] == theirs.shape[1:]
+            hint = " (another number of classes? give num_classes=)" if other_head else ""
+            raise InputError(
+                f"weights: {origin} do not fit {name}: {key} must be {tuple(ours.shape)}, "
+                f"got {tuple(theirs.shape)}{hint}"
+            )
+        if ours.is_floating_point() != theirs.is_floating_point():
+            raise InputError(f"weights: {origin} do not fit {name}: {key} must be {ours.dtype}, got {theirs.dtype}")
+        if theirs.is_floating_point() and not torch.isfinite(theirs.float()).all():
+            raise InputError(f"weights: {origin} must be finite, got NaN or infinite values in {key}")
+
+
+def _first(keys: list[str]) -> str:
+    return f"'{brief(keys[0], limit=80)}'" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+
+
+def fingerprint(model: ModuleTarget | nn.Module) -> str:
+    """sha256 of the state dict: names, shapes, types and bytes of all parameters and buffers.
+
+    The normalisation that a target adds is not part of the state dict, so a target and the module inside it have
+    the same fingerprint.
+
+    Args:
+        model: a module, or a target made of one.
+
+    Returns:
+        "sha256:" and 64 hex digits.
+
+    Raises:
+        InputError: the target has no module, so its weights cannot be read.
+
+    >>> fingerprint(nn.Flatten())[:14]
+    'sha256:e3b0c44'
+    """
+    module = getattr(model, "module", None) if not isinstance(model, nn.Module) else model
+    if not isinstance(module, nn.Module):
+        raise InputError(f"fingerprint: must be an nn.Module or a target made of one, got {type(model).__name__}")
+    if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[0], Normalize):
+        module = module[1]
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,237 @@
+"""Reads a run folder: what the report knows, it knows from here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from poise.errors import RunError
+
+Summary = dict[str, Any]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Key = tuple[str, str, str]
+"""Recipe, defence and view of one attack."""
+
+SUMMARY_KEYS = ("target", "data", "spec", "threshold", "bound", "recipes", "rows", "checks")
+ROW_KEYS = ("recipe", "defence", "view", "n", "metrics")
+SAMPLE_COLUMNS = (
+    *("recipe", "defence", "view", "id", "label", "prediction_before", "prediction_after"),
+    *("confidence_before", "confidence_after", "queries"),
+)
+CURVE_COLUMNS = ("recipe", "defence", "view", "id", "label", "queries", "confidence", "prediction")
+GALLERY_COLUMNS = (
+    *("recipe", "defence", "direction", "id", "label", "prediction"),
+    *("confidence_before", "confidence_after", "delta_w", "ssim"),
+)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered about n images.
+
+    Args:
+        confidence: (n,) probability of the predicted class, in [0, 1].
+        correct: (n,) 1 where the predicted class is the true one, else 0.
+    """
+
+    confidence: Floats
+    correct: Ints
+
+
+@dataclass(frozen=True)
+class Block:
+    """The samples of one recipe against one defence under one view, ordered by id; all arrays are (n,)."""
+
+    key: Key
+    id: Ints
+    label: Ints
+    prediction_before: Ints
+    prediction_after: Ints
+    confidence_before: Floats
+    confidence_after: Floats
+    queries: Ints
+
+    @cached_property
+    def clean(self) -> Answers:
+        """Answers to the clean images."""
+        return Answers(self.confidence_before, (self.prediction_before == self.label).astype(np.int64))
+
+    @cached_property
+    def attacked(self) -> Answers:
+        """Answers to the attacked images."""
+        return Answers(self.confidence_after, (self.prediction_after == self.label).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The cases that moved most: g rows and their images (g, C, H, W), float32 in [0, 1]."""
+
+    rows: list[dict[str, Any]]
+    clean: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder in memory.
+
+    Args:
+        path: the folder.
+        summary: `summary.json`.
+        spec: the text of `audit.toml`, empty when there is none.
+        blocks: the samples of each attack, in the order of the summary's rows.
+        curves: best so far over queries, or None when the run has no curves.
+        gallery: the cases that moved most, or None when the run has none.
+    """
+
+    path: Path
+    summary: Summary
+    spec: str
+    blocks: dict[Key, Block]
+    curves: pl.DataFrame | None
+    gallery: Gallery | None
+
+
+def read(path: Path) -> Run:
+    """Reads and checks a run folder.
+
+    Raises:
+        RunError: the folder, its summary or its samples are missing, damaged or lack a column.
+    """
+    if not path.is_dir():
+        raise RunError(f"report: the run must be a folder that `poise audit` wrote, got {path}")
+    summary = read_summary(path)
+    spec = path / "audit.toml"
+    samples = _table(path, "samples", SAMPLE_COLUMNS)
+    if samples is None:
+        raise RunError(f"report: {path}/samples must hold at least one .parquet file, got none")
+    return Run(
+        path=path,
+        summary=summary,
+        spec=spec.read_text(encoding="utf-8") if spec.is_file() else "",
+        blocks=dict(_blocks(samples, summary)),
+        curves=_table(path, "curves", CURVE_COLUMNS),
+        gallery=_gallery(path),
+    )
+
+
+def read_summary(path: Path) -> Summary:
+    """The summary of a run folder; RunError when it is missing, no JSON object or lacks a key."""
+    file = path / "summary.json"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise RunError(f"report: {file} must be readable, got no such file (is the run finished?)") from None
+    except ValueError as error:
+        raise RunError(f"report: {file} must be JSON, got: {error}") from None
+    _hold(summary, SUMMARY_KEYS, f"{file}")
+    _hold(summary["target"], ("model", "num_classes"), f"target in {file}")
+    _hold(summary["data"], ("samples",), f"data in {file}")
+    if not isinstance(summary["rows"], list) or not summary["rows"]:
+        raise RunError(f"report: {file} must hold at least one row, got none")
+    for row in summary["rows"]:
+        _hold(row, ROW_KEYS, f"each row in {file}")
+    for check in summary["checks"]:
+        _hold(check, ("name", "status"), f"each check in {file}")
+    return dict(summary)
+
+
+def _hold(entry: object, keys: tuple[str, ...], where: str) -> None:
+    """Checks that an entry of the summary is an object with these keys."""
+    missing = [key for key in keys if key not in entry] if isinstance(entry, dict) else keys
+    if missing:
+        raise RunError(f"report: {where} must hold {', '.join(keys)}; missing: {', '.join(missing)}")
+
+
+def _table(path: Path, folder: str, columns: tuple[str, ...]) -> pl.DataFrame | None:
+    """All parquet files of a folder as one table with at least these columns; None when there is no file."""
+    files = sorted((path / folder).glob("*.parquet"))
+    if not files:
+        return None
+    try:
+        parts = [pl.read_parquet(file) for file in files]
+        table = pl.concat(parts, how="diagonal_relaxed")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"report: {path / folder} must hold parquet files, got: {_one_line(error)}") from None
+    _require(table, columns, path / folder)
+    return table
+
+
+def _require(table: pl.DataFrame, columns: tuple[str, ...], where: Path) -> None:
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise RunError(f"report: {where} must have the columns {', '.join(columns)}; missing: {', '.join(missing)}")
+    empty = [name for name in columns if table[name].null_count()]
+    if empty:
+        raise RunError(f"report: {where} must have no empty cells in {', '.join(empty)}")
+
+
+def _blocks(samples: pl.DataFrame, summary: Summary) -> Iterator[tuple[Key, Block]]:
+    groups = samples.partition_by("recipe", "defence", "view", as_dict=True)
+    for row in summary["rows"]:
+        key = (str(row["recipe"]), str(row["defence"]), str(row["view"]))
+        if key not in groups:
+            raise RunError(f"report: samples must hold the rows of summary.json, got none for {' / '.join(key)}")
+        table = groups[key].sort("id")
+        if table["id"].n_unique() != table.height:
+            raise RunError(
+                f"report: samples must hold each image once per attack, got duplicates for {' / '.join(key)}"
+            )
+        yield (
+            key,
+            Block(
+                key=key,
+                id=_ints(table, "id"),
+                label=_ints(table, "label"),
+                prediction_before=_ints(table, "prediction_before"),
+                prediction_after=_ints(table, "prediction_after"),
+                confidence_before=_shares(table, "confidence_before"),
+                confidence_after=_shares(table, "confidence_after"),
+                queries=_ints(table, "queries"),
+            ),
+        )
+
+
+def _ints(table: pl.DataFrame, name: str) -> Ints:
+    return table[name].cast(pl.Int64).to_numpy()
+
+
+def _shares(table: pl.DataFrame, name: str) -> Floats:
+    values: Floats = table[name].cast(pl.Float64).to_numpy()
+    if not ((values >= 0) & (values <= 1)).all():
+        raise RunError(
+            f"report: samples must hold a {name} in [0, 1], got {values[~((values >= 0) & (values <= 1))][0]}"
+        )
+    return values
+
+
+def _gallery(path: Path) -> Gallery | None:
+    table_file, image_file = path / "gallery.parquet", path / "gallery.safetensors"
+    if not (table_file.is_file() and image_file.is_file()):
+        return None
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        table, images = pl.read_parquet(table_file), load_file(image_file)
+        clean, adversarial = images["clean"], images["adversarial"]
+    except (OSError, KeyError, SafetensorError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"report: the gallery of {path} must be readable, got: {_one_line(error)}") from None
+    _require(table, GALLERY_COLUMNS, table_file)
+    if clean.shape != adversarial.shape or clean.ndim != 4 or len(clean) != table.height:
+        got = f"{clean.shape} and {adversarial.shape} for {table.height} rows"
+        raise RunError(f"report: the gallery of {path} must hold two (g, C, H, W) arrays, one image a row, got {got}")
+    return Gallery(table.to_dicts(), clean.astype(np.float32), adversarial.astype(np.float32)) if len(clean) else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,5 +1,6 @@
 """poise: attack, defend and audit the confidence of image classifiers."""
 
+from poise import constraints, data, defenses, metrics, models, objectives, searches
 from poise.attacks import Watch, attack
 from poise.errors import PoiseError
 from poise.recipes import Recipe, recipe, recipes, run_recipe
@@ -19,7 +20,14 @@ __all__ = [
     "Target",
     "Watch",
     "attack",
+    "constraints",
+    "data",
+    "defenses",
+    "metrics",
+    "models",
+    "objectives",
     "recipe",
     "recipes",
     "run_recipe",
+    "searches",
 ]

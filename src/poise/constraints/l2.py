@@ -61,11 +61,8 @@ class L2:
     def sample(self, clean: Tensor, box: Box, ids: Tensor, rng: Rng, step: int) -> Tensor:
         """Uniform in the ball (direction uniform, radius by the volume's law), then clipped to the box."""
         direction = unit(rng.normal("l2-start", step, ids, tuple(clean.shape[1:])).to(clean.dtype))
-        radius = (
-            rng.uniform("l2-radius", step, ids).double() ** (1.0 / max(clean[0].numel(), 1))
-            if len(clean)
-            else clean.new_zeros(0)
-        )
+        dimensions = max(clean.shape[1:].numel(), 1)
+        radius: Tensor = rng.uniform("l2-radius", step, ids).double().pow(1.0 / dimensions)
         return self.project(clean + direction * per_row(radius * self.eps, clean), clean, box)
 
     def distance(self, x: Tensor, clean: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Post-hoc defences against the grid searches they replace: time per image and fit, measured in one run.
 
-    python benchmarks/defenses.py [--records FOLDER] [--images 300]
+    python benchmarks/defenses.py [--records FOLDER] [--images 300] [--json FILE]
 
 Compression scaling is held against the released search (for each image, a Python loop over 800 temperatures, until the
 confidence is within 0.01 of the target) and against the same 800 temperatures for all images at once, keeping the
@@ -14,6 +14,7 @@ it stops at T = 1 for saturated rows, so its time depends on the data.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -162,6 +163,11 @@ def show(title: str, heads: tuple[str, str], rows: list[Row]) -> None:
         print(f"  {row.method:<31}{row.images:>7}{numbers}")
 
 
+def slowest_rival(rows: list[Row]) -> float:
+    """How many times slower per image the fastest image-by-image search is."""
+    return min(row.seconds_per_image for row in rows if row.loop) / rows[0].seconds_per_image
+
+
 def verdict(rows: list[Row], rivals: list[tuple[Row, Row]]) -> list[str]:
     """What fails: too slow against an image-by-image loop, or worse than a rival on the same rows."""
     slow = [
@@ -181,6 +187,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of .npz with probabilities and labels")
     parser.add_argument("--images", type=int, default=300, help="rows for the image-by-image loops")
+    parser.add_argument("--json", type=Path, help="file for the least ratios against an image-by-image search")
     options = parser.parse_args()
     sets = {f"drawn, {n:,} x {k}": drawn(n, k) for n, k in ((2_000, 10), (10_000, 100))}
     files = sorted(options.records.glob("*.npz")) if options.records.is_dir() else []
@@ -188,16 +195,22 @@ def main() -> int:
     if not files:
         print(f"No recorded probabilities in {options.records}: drawn logits only.")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), CPU")
-    failures = []
+    failures, table = [], []
     with torch.no_grad():
         for name, (logits, labels) in sets.items():
+            least = {}
             rows = compression(logits, options.images)
+            least["cs_speedup"] = slowest_rival(rows)
             show(f"Compression scaling, {name}", ("mean |c - t|", "max |c - t|"), rows)
             found = verdict(rows, [(rows[0], row) for row in rows[1:4]])
             rows = temperature(logits, labels, options.images)
+            least["ts_speedup"] = slowest_rival(rows)
+            table.append({"data": name.split(",")[0], "shape": "{:,} × {:,}".format(*logits.shape), **least})
             show(f"Temperature scaling, {name}", ("mean NLL", "T"), rows)
             found += verdict(rows, [(rows[0], rows[2]), (rows[1], rows[3])])
             failures += [f"{name}: {what}" for what in found]
+    if options.json:
+        options.json.write_text(json.dumps({"torch": torch.__version__, "rows": table}, indent=1) + "\n")
     print(
         "\n" + ("\n".join(failures) or f"All: {REQUIRED} times faster than image by image, and no search fits better.")
     )

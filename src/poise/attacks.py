@@ -79,6 +79,7 @@ def attack(
     >>> (result.table["prediction_before"] == result.table["prediction_after"]).all()
     True
     """
+    _check_tensors(images=images, labels=labels, ids=ids)
     ids = torch.arange(len(images)) if ids is None else ids
     labels, ids = _checked(target, images, labels, ids)
     _check_access(target, objective, search)
@@ -103,10 +104,18 @@ def attack(
             on_progress=_shifted(watch.on_progress, start, len(images)),
             checkpoints=tuple(sorted({q for q in watch.checkpoints if q <= budget})),
         )
-        clean = images[rows].detach().to(target.device, copy=True).clamp_(low, high)
+        clean = images[rows].detach().to(target.device).clone(memory_format=torch.contiguous_format).clamp_(low, high)
         run = driver.run(clean)
         parts.append(_part(run, clean, driver, (time.perf_counter() - began) / len(clean), spec))
-    return _joined(parts, images)
+    return _joined(parts, images, target.num_classes)
+
+
+def _check_tensors(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise InputError(
+                f"attack: {name} must be a torch tensor, got {type(value).__name__} (torch.as_tensor makes one)"
+            )
 
 
 def _checked(target: Target, images: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +131,7 @@ def _checked(target: Target, images: Tensor, labels: Tensor, ids: Tensor) -> tup
             )
     if len(images) == 0:
         return labels.long(), ids.long()
-    low, high = float(images.min()), float(images.max())  # a NaN image makes both NaN
+    low, high = (float(end) for end in images.detach().aminmax())  # a NaN image makes both NaN
     if not (target.bounds[0] - TOLERANCE <= low and high <= target.bounds[1] + TOLERANCE):
         raise InputError(
             f"attack: images must lie in the target's bounds [{target.bounds[0]:g}, {target.bounds[1]:g}], "
@@ -204,12 +213,12 @@ def _curve(run: Run, ids: Tensor) -> pl.DataFrame:
     return pl.concat([table.empty_curve(), *(table.cast_curve(frame) for frame in frames)])
 
 
-def _joined(parts: list[AttackResult], images: Tensor) -> AttackResult:
+def _joined(parts: list[AttackResult], images: Tensor, classes: int) -> AttackResult:
     def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors).to(images.device) if tensors else images.new_zeros(0)
+        return torch.cat(tensors).to(images.device) if tensors else images.new_zeros(0, classes)
 
     return AttackResult(
-        images=joined([part.images for part in parts]).to(images.dtype) if parts else images.clone(),
+        images=joined([part.images for part in parts]).to(images.dtype) if parts else images.detach().clone(),
         table=pl.concat([table.empty(), *(part.table for part in parts)]),
         scores_before=joined([part.scores_before for part in parts]),
         scores=joined([part.scores for part in parts]),

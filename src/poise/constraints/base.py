@@ -11,7 +11,7 @@ from poise.errors import InputError
 from poise.rng import Rng
 
 TOLERANCE = 1e-6
-"""How far float32 arithmetic may leave a point outside its ball or its box."""
+"""How far float32 rounding may leave a point outside ball or box, for pixels up to 1; in proportion above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class Box:
 
     def contains(self, x: Tensor) -> Tensor:
         """(m,) bool: every value of x (m, C, H, W) is legal."""
-        flat = x.flatten(1)
-        low, high = flat.aminmax(dim=1)
-        return (low >= self.low - TOLERANCE) & (high <= self.high + TOLERANCE)
+        low, high = x.flatten(1).aminmax(dim=1)
+        slack = TOLERANCE * max(1.0, abs(self.low), abs(self.high))
+        return (low >= self.low - slack) & (high <= self.high + slack)
 
 
 class Constraint(Protocol):
@@ -71,6 +71,11 @@ class Constraint(Protocol):
     def contains(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) bool: x lies in the ball, up to float32 rounding."""
         ...
+
+
+def rounding(clean: Tensor) -> Tensor:
+    """(m,) by how much float32 rounding of clean + change may exceed a radius."""
+    return clean.flatten(1).abs().amax(dim=1).clamp_min(1.0) * TOLERANCE
 
 
 def check_radius(name: str, eps: float, highest: float | None) -> None:

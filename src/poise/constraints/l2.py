@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from poise.constraints.base import TOLERANCE, Box, check_radius
+from poise.constraints.base import TOLERANCE, Box, check_radius, rounding
 from poise.rng import Rng
 
 
@@ -61,14 +62,15 @@ class L2:
     def sample(self, clean: Tensor, box: Box, ids: Tensor, rng: Rng, step: int) -> Tensor:
         """Uniform in the ball (direction uniform, radius by the volume's law), then clipped to the box."""
         direction = unit(rng.normal("l2-start", step, ids, tuple(clean.shape[1:])).to(clean.dtype))
-        dimensions = max(clean.shape[1:].numel(), 1)
-        radius: Tensor = rng.uniform("l2-radius", step, ids).double().pow(1.0 / dimensions)
+        dimensions = float(max(math.prod(clean.shape[1:]), 1))
+        radius = rng.uniform("l2-radius", step, ids).double().pow(1.0 / dimensions)
         return self.project(clean + direction * per_row(radius * self.eps, clean), clean, box)
 
     def distance(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) Euclidean length of the change."""
-        return (x - clean).flatten(1).norm(dim=1)
+        length: Tensor = (x - clean).flatten(1).norm(dim=1)
+        return length
 
     def contains(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) bool: the change is no longer than eps, up to float32 rounding of a sum over all pixels."""
-        return self.distance(x, clean) <= self.eps * (1 + TOLERANCE) + TOLERANCE
+        return self.distance(x, clean) <= self.eps * (1 + TOLERANCE) + rounding(clean)

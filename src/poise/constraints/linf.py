@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from poise.constraints.base import TOLERANCE, Box, check_radius
+from poise.constraints.base import Box, check_radius, rounding
 from poise.rng import Rng
 
 
@@ -46,4 +46,4 @@ class Linf:
 
     def contains(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) bool: no pixel changed by more than eps."""
-        return self.distance(x, clean) <= self.eps + TOLERANCE
+        return self.distance(x, clean) <= self.eps + rounding(clean)

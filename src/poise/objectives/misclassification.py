@@ -11,7 +11,6 @@ from torch import Tensor
 from poise.errors import InputError
 from poise.objectives.base import (
     Bound,
-    best_other,
     downwards,
     logit_margin,
     of_class,
@@ -133,19 +132,28 @@ class Misclassify:
 @dataclass(frozen=True, kw_only=True)
 class _Towards(Bound):
     target: Tensor
-    stop: bool
 
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return -of_class(outputs.log_probabilities, self.target[ids])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labelled(_Towards):
+    """Results are ranked by the targeted margin, so that a point labelled t always ranks first."""
+
+    stop: bool
+
+    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return -logit_margin(outputs, self.target[ids])
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return (outputs.labels == self.target[ids]) & self.stop
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TowardsByMargin(_Towards):
+class _LabelledByMargin(_Labelled):
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return best_other(outputs.logits, self.target[ids]) - of_class(outputs.logits, self.target[ids])
+        return self.merit(outputs, ids)
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ class Targeted:
             target = (labels + 1 + rng.integers("target-class", 0, ids, count - 1)) % count
         else:
             target = _one_class("Targeted: classes", self.classes, labels, count)
-        kind = _TowardsByMargin if self.margin else _Towards
+        kind = _LabelledByMargin if self.margin else _Labelled
         return kind(k=clean.labels, over=downwards(clean), target=target, stop=self.stop)
 
 
@@ -186,7 +194,7 @@ class TowardsClass:
 
     def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
         target = _one_class("TowardsClass: index", self.index, labels, clean.scores.shape[1])
-        return _Towards(k=clean.labels, over=upwards(clean), target=target, stop=False)
+        return _Towards(k=clean.labels, over=upwards(clean), target=target)
 
 
 def _one_class(what: str, index: int, labels: Tensor, count: int) -> Tensor:

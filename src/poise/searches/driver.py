@@ -114,23 +114,41 @@ class Driver:
                 )
             run, reply = self._begin(problem, ask)
             answered = 1
-            self._watch(run, ask, answered)
-            while (ask := _next(steps, reply)) is not None:
+            self._tell(run, ask, answered)
+            while (ask := _next(steps, reply)) is not None and self._may_go_on(ask, run):
+                self._keep_curve(run, ask)
                 reply = self._answer(ask, run)
                 answered += 1
-                self._watch(run, ask, answered)
+                self._tell(run, ask, answered)
         run.curve.extend((queries, run.best.scores.clone()) for queries in self.checkpoints[len(run.curve) :])
         _verify(run)
         return run
 
-    def _watch(self, run: Run, ask: Ask, answered: int) -> None:
+    def _may_go_on(self, ask: Ask, run: Run) -> bool:
+        """False where a search asks on although nobody is active; looked at on the CPU, or at the budget's end."""
+        if ask.ids.device.type == "cpu" or run.meter.spent >= self.budget:
+            return bool(_active(run).any())
+        return True
+
+    def _keep_curve(self, run: Run, ask: Ask) -> None:
+        """Keeps the best answers of the checkpoints that this ask would pass, before it is answered."""
         for queries in self.checkpoints[len(run.curve) :]:
-            if run.meter.spent < queries:
+            if run.meter.spent + ask.repeats <= queries:
                 break
             run.curve.append((queries, run.best.scores.clone()))
+
+    def _tell(self, run: Run, ask: Ask, answered: int) -> None:
         if self.on_progress is not None:
             n = len(run.problem.clean)
             self.on_progress(Progress(answered, len(ask.ids), run.meter.spent, self.budget, 0, n, n))
+
+    def _check_repeats(self, ask: Ask) -> None:
+        most = int(torch.bincount(ask.ids).max()) if len(ask.ids) else 0
+        if most > ask.repeats:
+            raise PoiseError(
+                f"{type(self.search).__name__}: an ask must declare how many points of one sample it holds, "
+                f"repeats={ask.repeats} was declared, {most} were found"
+            )
 
     def _begin(self, problem: Problem, ask: Ask) -> tuple[Run, Reply]:
         """Answers the clean points and binds the objective from that same forward pass."""
@@ -143,11 +161,11 @@ class Driver:
             return bound[0].loss(outputs, ids)
 
         if ask.grad:
-            outputs, gradient = meter.gradient(ask.x, ids, first_loss)
-            loss = bound[0].loss(outputs, ids)
+            answer, gradient = meter.gradient(ask.x, ids, first_loss)
         else:
-            outputs = meter.query(ask.x, ids)
-            loss = first_loss(outputs)
+            answer = meter.query(ask.x, ids)
+            first_loss(answer)
+        outputs = Outputs(answer.scores.clone(), answer.kind)  # a target may reuse its buffer for the next answer
         goal = bound[0]
         problem.over.copy_(goal.over)
         merit = goal.merit(outputs, ids)
@@ -162,10 +180,14 @@ class Driver:
             done=done,
             queries_to_success=torch.where(done, 1, -1),
         )
-        return run, Reply(loss, goal.accept(outputs, ids), _active(run), gradient)
+        return run, Reply(goal.loss(outputs, ids), goal.accept(outputs, ids), _active(run), gradient)
 
     def _answer(self, ask: Ask, run: Run) -> Reply:
         """Answers what the budget allows; points beyond it come back with an infinite loss, unasked."""
+        if (
+            ask.ids.device.type == "cpu"
+        ):  # elsewhere it would cost a synchronisation per ask; `check_search` looks there
+            self._check_repeats(ask)
         affordable = run.meter.affordable(ask.ids, ask.repeats)
         if affordable is None or bool(affordable.all()):
             return _evaluate(ask, run)

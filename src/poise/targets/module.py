@@ -106,7 +106,7 @@ class ModuleTarget:
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for x (m, C, H, W); one forward pass per `batch_size` points. `ids` is not used."""
-        with self.session(), torch.no_grad():
+        with self.session(), torch.inference_mode(False), torch.no_grad():
             return self._outputs([self._forward(part) for part in torch.split(x, self.batch_size)], len(x))
 
     def _forward(self, part: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class ModuleTarget:
             raise TargetError(
                 f"ModuleTarget: gradients need access 'gradients', the target declares '{self.access.name.lower()}'"
             )
-        with self.session(), torch.enable_grad():
+        with self.session(), torch.inference_mode(False), torch.enable_grad():
             points = x.detach().clone().requires_grad_(True)
             outputs = self._outputs([self._forward(part) for part in torch.split(points, self.batch_size)], len(x))
             losses = loss(outputs)
@@ -172,7 +172,7 @@ class ModuleTarget:
                 f"ModuleTarget: the model must answer ({rows}, {self.num_classes}) scores for {rows} images, "
                 f"got {tuple(scores.shape)}"
             )
-        if not self._checked_kind or scores.device.type == "cpu":
+        if rows and (not self._checked_kind or scores.device.type == "cpu"):
             self._check_values(scores.detach())
         return Outputs(scores, self.kind)
 
@@ -185,10 +185,9 @@ class ModuleTarget:
             )
         if self._checked_kind and self.kind is OutputKind.LOGITS:
             return
-        self._checked_kind = True
         slack = 1e-2 if scores.dtype.itemsize < 4 else 1e-5
         rows_are_probabilities = bool(((scores >= 0).all() & ((scores.sum(dim=1) - 1).abs() < slack).all()).item())
-        if self.kind is OutputKind.LOGITS and rows_are_probabilities and len(scores):
+        if self.kind is OutputKind.LOGITS and rows_are_probabilities:
             raise TargetError(
                 "ModuleTarget: the model is declared to return logits, but its rows are probabilities "
                 "(non-negative, sum 1); remove its softmax or declare outputs='probabilities'"
@@ -198,3 +197,4 @@ class ModuleTarget:
                 "ModuleTarget: the model is declared to return probabilities, but its rows are not "
                 "(non-negative, sum 1); declare outputs='logits'"
             )
+        self._checked_kind = True

@@ -1,0 +1,149 @@
+"""poise audit: how far can an attacker move this model's confidence without changing its labels?"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from poise import report
+from poise.cli.options import free_folder, names, number, repeat_command
+from poise.cli.progress import Bars
+from poise.errors import InputError, RunError
+from poise.experiments import AuditSpec, Gate, run_audit
+from poise.experiments.audit_spec import make_spec, read_spec
+from poise.report import terminal
+
+HELP = """Attack a classifier's confidence and write a report.
+
+\b
+Examples:
+  poise audit --model builtin:digits --data builtin:digits
+  poise audit --model "builtin:resnet20-cifar10?weights=resnet20.safetensors" --data npz:cifar10.npz \\
+    --samples 200 --budget 400 --eps 8/255 --recipes sa-mma,confsmooth --defenses none,ts,cs
+  poise audit --out runs/mine --resume
+  poise audit --model … --data … --gate gate.toml     (exit code 1 when a limit is broken)
+
+Options that are not given keep their defaults; `poise list recipes|defenses|models|data` names what there is.
+"""
+
+
+def audit(
+    model: str | None = typer.Option(None, help="Where the model comes from.  [default: builtin:digits]"),
+    data: str | None = typer.Option(None, help="Where the images come from.  [default: builtin:digits]"),
+    fit_data: str | None = typer.Option(
+        None, help="Held-out data for defences that learn.  [default: images not attacked]"
+    ),
+    recipes: str | None = typer.Option(
+        None, help="Attacks, separated by commas.  [default: the eight confidence attacks]"
+    ),
+    defenses: str | None = typer.Option(None, "--defenses", "--defences", help="Defences.  [default: none,ts,cs]"),
+    eps: str | None = typer.Option(None, help="Radius in pixel units, 0.05 or 8/255.  [default: 8/255; digits 0.2]"),
+    norm: str | None = typer.Option(None, help="linf or l2.  [default: linf]"),
+    budget: int | None = typer.Option(None, help="Most queries per image.  [default: 1000]"),
+    steps: int | None = typer.Option(None, help="Gradient steps.  [default: each paper's]"),
+    samples: int | None = typer.Option(None, help="How many images, from the first.  [default: all]"),
+    threshold: float | None = typer.Option(
+        None, help="Confidences above it are accepted automatically.  [default: 0.9]"
+    ),
+    cost_wrong: float | None = typer.Option(
+        None, help="Cost of a wrong case that was accepted; needs --cost-deferred."
+    ),
+    cost_deferred: float | None = typer.Option(None, help="Cost of a case that a person sees; needs --cost-wrong."),
+    seed: int | None = typer.Option(None, help="Seed of every random draw.  [default: 0]"),
+    device: str | None = typer.Option(None, help="cpu, cuda, cuda:1, mps.  [default: cpu]"),
+    batch_size: int | None = typer.Option(None, help="Images per forward pass and per saved chunk.  [default: 256]"),
+    bootstrap: int | None = typer.Option(None, help="Resamples behind the 95 % intervals.  [default: 1000]"),
+    out: Path | None = typer.Option(None, help="Run folder.  [default: runs/MODEL-DATE]"),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out; its spec need not be repeated."),
+    gate: Path | None = typer.Option(
+        None, help="TOML file of limits, e.g. ece_after = 0.3; exit code 1 if one breaks."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print summary.json instead of the table."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+) -> None:
+    limits = None if gate is None else Gate.read(gate)
+    given: dict[str, Any] = {
+        "model": model, "data": data, "fit_data": fit_data, "recipes": names(recipes), "defences": names(defenses),
+        "eps": number("eps", eps), "norm": norm, "budget": budget, "steps": steps, "samples": samples,
+        "threshold": threshold, "seed": seed, "device": device, "batch_size": batch_size, "bootstrap": bootstrap,
+        "costs": _costs(cost_wrong, cost_deferred),
+    }  # fmt: skip
+    spec = resolve({key: value for key, value in given.items() if value is not None}, out, resume=resume)
+    if limits is not None:
+        limits.check(spec.recipes, spec.defences)
+    folder = out or free_folder(spec.model)
+    with resumable(folder):
+        summary = watched_run(spec, folder, resume=resume, quiet=quiet)
+        page = report.write(folder)
+    with suppress(BrokenPipeError):  # a reader that has gone must not hide a broken limit
+        if as_json:
+            typer.echo(json.dumps(summary))
+        else:
+            show(summary)
+            typer.echo(report.verdict(summary))
+            typer.echo(f"report   {page}")
+    failures = [] if limits is None else limits.failures(summary)
+    for failure in failures:
+        typer.echo(f"gate     {failure}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _costs(wrong: float | None, deferred: float | None) -> dict[str, float] | None:
+    if (wrong is None) != (deferred is None):
+        raise InputError("costs: --cost-wrong and --cost-deferred must be given together, got one of them")
+    return None if wrong is None or deferred is None else {"wrong_accepted": wrong, "deferred": deferred}
+
+
+def resolve(given: dict[str, Any], out: Path | None, *, resume: bool) -> AuditSpec:
+    """The spec of the options; with --resume, of the run that lies in `out`, changed by the options."""
+    if not resume:
+        return make_spec(**given)
+    if out is None:
+        raise InputError("resume: needs --out, the folder of the run to go on with, got none")
+    if not (out / "audit.toml").exists():
+        if not given:
+            raise RunError(f"resume: '{out}' must hold a run to go on with, found none (give the options to start one)")
+        return make_spec(**given)
+    old, _ = read_spec(out / "audit.toml")
+    return make_spec(**{**old.model_dump(exclude_none=True), **given})
+
+
+def watched_run(spec: AuditSpec, folder: Path, *, resume: bool, quiet: bool) -> dict[str, Any]:
+    """Runs the audit with progress on the error stream."""
+    with Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
+        return run_audit(spec, folder, resume=resume, listener=bars, command=repeat_command(spec))
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Answers an interrupt with how to go on, and exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / "audit.toml").exists():
+            again = shlex.join(["poise", "audit", "--out", str(folder), "--resume"])
+            typer.echo(f"interrupted; finished chunks are kept, go on with: {again}", err=True)
+        else:
+            typer.echo("interrupted before the first attack; nothing was written", err=True)
+        raise typer.Exit(130) from None
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Prints the table: as wide as a terminal allows, whole where the output goes to a file or a pipe."""
+    console = Console()
+    if not console.is_terminal:
+        typer.echo(terminal.text(summary), nl=False)
+        return
+    for line in terminal.header(summary):
+        console.print(line, markup=False, highlight=False)
+    console.print(terminal.table(summary))
+    for line in terminal.checks(summary):
+        console.print(line, markup=False, highlight=False)

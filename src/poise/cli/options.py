@@ -1,0 +1,60 @@
+"""What several commands' options share: lists, fractions, and where a run lies."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from datetime import date
+from fractions import Fraction
+from pathlib import Path
+
+from poise.errors import InputError
+from poise.experiments.audit_spec import AuditSpec, make_spec
+
+
+def number(name: str, text: str | None) -> float | None:
+    """A number or a fraction such as 8/255.
+
+    >>> number("eps", "8/255") == 8 / 255
+    True
+    """
+    if text is None:
+        return None
+    try:
+        return float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{name}: must be a number such as 0.05 or 8/255, got '{text}'") from None
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Names separated by commas.
+
+    >>> names("none, ts")
+    ('none', 'ts')
+    """
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def free_folder(model: str, parent: Path = Path("runs")) -> Path:
+    """A folder that is not there yet: runs/MODEL-DATE, with a number where that is taken."""
+    stem = re.sub(r"[^a-zA-Z0-9]+", "-", model.split("?")[0].split(":", 1)[-1].split("/")[-1]).strip("-") or "model"
+    base = parent / f"{stem}-{date.today().isoformat()}"
+    tries = (base if count == 1 else base.with_name(f"{base.name}-{count}") for count in range(1, 10_000))
+    return next(path for path in tries if not path.exists())
+
+
+def repeat_command(spec: AuditSpec) -> str:
+    """The command that repeats a run of this spec, in a folder of its own: what differs from the defaults.
+
+    >>> repeat_command(make_spec(samples=60, recipes=("sa-mma", "pgd-mma")))
+    'poise audit --model builtin:digits --data builtin:digits --recipes sa-mma,pgd-mma --samples 60'
+    """
+    usual = make_spec(data=spec.data, norm=spec.norm).model_copy(update={"norm": make_spec().norm})
+    words = ["poise", "audit", "--model", spec.model, "--data", spec.data]
+    for name, value in spec:
+        if name not in ("model", "data", "costs") and value != getattr(usual, name):
+            option = {"defences": "defenses"}.get(name, name).replace("_", "-")
+            words += [f"--{option}", ",".join(value) if isinstance(value, tuple) else str(value)]
+    if spec.costs is not None:
+        words += ["--cost-wrong", str(spec.costs.wrong_accepted), "--cost-deferred", str(spec.costs.deferred)]
+    return shlex.join(words)

@@ -1,0 +1,177 @@
+"""An audit: recipes × defences on one model and one data set, in chunks on disk that are never computed twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from poise import metrics
+from poise.attacks import Watch
+from poise.data import Dataset
+from poise.defenses import PostHoc
+from poise.experiments import files
+from poise.experiments.audit_spec import AuditSpec
+from poise.experiments.prepare import Prepared, clean_figures, prepare
+from poise.experiments.run_folder import RunFolder
+from poise.experiments.summary import summarise
+from poise.recipes import run_recipe
+from poise.searches.driver import Progress
+from poise.targets import Target
+from poise.types import AttackResult, OutputKind, Outputs
+
+
+class AuditListener(Protocol):
+    """Hears how an audit goes; the command line shows it. Every method may do nothing."""
+
+    def note(self, line: str) -> None:
+        """Something the user should know."""
+        ...
+
+    def ready(self, target: Target, attacked: Dataset, clean: dict[str, float]) -> None:
+        """Everything is loaded; `clean` holds accuracy, confidence, ece and ks of the undefended model."""
+        ...
+
+    def begin(self, recipe: str, defence: str, done: int, total: int) -> None:
+        """An attack starts, or goes on where `done` of its `total` samples are on disk already."""
+        ...
+
+    def advance(self, samples: float, queries: int) -> None:
+        """So many samples (parts count) of this attack are done, at so many queries each."""
+        ...
+
+    def end(self, rows: pl.DataFrame) -> None:
+        """The attack's rows are complete."""
+        ...
+
+
+def run_audit(
+    spec: AuditSpec, out: Path, *, resume: bool, listener: AuditListener, command: str = ""
+) -> dict[str, Any]:
+    """Runs what is missing in the folder `out`, writes summary.json and returns it.
+
+    Args:
+        spec: what to do.
+        out: the run folder; made if missing.
+        resume: go on with a run of the same spec that lies there.
+        listener: hears how it goes.
+        command: the command that repeats the run, for the report.
+
+    Raises:
+        InputError, TargetError: model, data and spec do not fit; RunError: another run lies in `out`.
+    """
+    began = time.time()
+    folder = RunFolder(out)
+    folder.check(spec, resume=resume)  # before anything is loaded or written
+    prepared = prepare(spec, listener.note)
+    listener.ready(prepared.target, prepared.attacked, clean_figures(prepared))
+    with files.locked(out):
+        folder.check(spec, resume=resume)
+        folder.open(spec, prepared.recorded)
+        for recipe in spec.recipes:
+            for defence in spec.defences:
+                _attack(prepared, folder, recipe, defence, listener)
+        return summarise(prepared, folder, seconds=time.time() - began, command=command)
+
+
+def checkpoints(budget: int) -> tuple[int, ...]:
+    """1, 2, 5, 10, 20, 50, … and the budget itself.
+
+    >>> checkpoints(30)
+    (1, 2, 5, 10, 20, 30)
+    """
+    grid = (digit * 10**power for power in range(len(str(budget))) for digit in (1, 2, 5))
+    return (*(step for step in grid if step < budget), budget)
+
+
+def _chunks(dataset: Dataset, size: int) -> Iterator[tuple[int, Dataset]]:
+    for number, start in enumerate(range(0, len(dataset), size)):
+        yield number, dataset[start : start + size]
+
+
+def _attack(prepared: Prepared, folder: RunFolder, recipe: str, defence: str, listener: AuditListener) -> None:
+    spec, size = prepared.spec, prepared.spec.batch_size
+    shown_to = _others(spec) if defence == "none" else ()
+    missing = [
+        (number, part)
+        for number, part in _chunks(prepared.attacked, size)
+        if not folder.has(recipe, defence, number, shown_to)
+    ]
+    done = len(prepared.attacked) - sum(len(part) for _, part in missing)
+    listener.begin(recipe, defence, done, len(prepared.attacked))
+    for number, part in missing:
+        before = done
+
+        def progress(at: Progress, before: int = before) -> None:
+            listener.advance(before + at.first + at.batch * min(at.spent / at.budget, 1.0), at.spent)
+
+        _chunk(prepared, folder, (recipe, defence, number), part, Watch(progress, checkpoints(spec.budget)))
+        done += len(part)
+        listener.advance(done, spec.budget)
+    listener.end(folder.rows(recipe, defence, "aware"))
+
+
+def _others(spec: AuditSpec) -> tuple[str, ...]:
+    """The defences that are shown the undefended model's adversarial images."""
+    return tuple(name for name in spec.defences if name != "none")
+
+
+def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], part: Dataset, watch: Watch) -> None:
+    """One attack on one chunk; where one of its files is missing, all are computed again."""
+    (recipe, defence, number), spec = key, prepared.spec
+    images, labels, ids = next(iter(part.batches(len(part))))
+    target = prepared.targets[defence]
+    result = run_recipe(
+        recipe, target, images, labels, ids=ids, eps=spec.eps, norm=spec.norm, steps=spec.steps, budget=spec.budget,
+        seed=spec.seed, watch=watch,
+    )  # fmt: skip
+    similar = _similarity(images, result.images)
+    curve = result.curve.join(result.table.select("id", "label"), on="id")
+    folder.write_images(recipe, defence, number, ids, result.images)
+    folder.write_curve(recipe, defence, number, curve)
+    if defence == "none":
+        for name in _others(spec):
+            shown = _with_scores(
+                _shown_to(prepared.defences[name], result, target.kind), labels, OutputKind.LOGITS, similar
+            )
+            folder.write_rows(recipe, name, "unaware", number, shown)
+    folder.write_rows(recipe, defence, "aware", number, _with_scores(result, labels, target.kind, similar))
+
+
+def _similarity(clean: Tensor, adversarial: Tensor) -> pl.DataFrame:
+    before, after = clean.cpu().numpy(), adversarial.cpu().numpy()
+    return pl.DataFrame({"delta_w": metrics.delta_w(before, after), "ssim": metrics.ssim(before, after)})
+
+
+def _shown_to(defence: PostHoc, result: AttackResult, kind: OutputKind) -> AttackResult:
+    """The undefended model's adversarial images, as the defended model answers them (logits to logits)."""
+    device = defence.fitted.device
+    with torch.no_grad():
+        before, after = (
+            defence((scores if kind is OutputKind.LOGITS else Outputs(scores, kind).logits).to(device))
+            for scores in (result.scores_before, result.scores)
+        )
+    clean, attacked = Outputs(before), Outputs(after)
+    table = result.table.with_columns(
+        pl.Series("prediction_before", clean.labels.cpu().numpy()),
+        pl.Series("prediction_after", attacked.labels.cpu().numpy()),
+        pl.Series("confidence_before", clean.confidence.cpu().numpy()),
+        pl.Series("confidence_after", attacked.confidence.cpu().numpy()),
+    )
+    return dataclasses.replace(result, table=table, scores_before=before, scores=after)
+
+
+def _with_scores(result: AttackResult, labels: Tensor, kind: OutputKind, similar: pl.DataFrame) -> pl.DataFrame:
+    """The result table with the proper scores of the whole distribution and the size of the change."""
+    truth, columns = labels.cpu().numpy(), {}
+    for when, scores in (("before", result.scores_before), ("after", result.scores)):
+        probabilities = Outputs(scores, kind).probabilities.cpu().numpy()
+        columns[f"brier_{when}"] = metrics.brier_rows(probabilities, truth)
+        columns[f"nll_{when}"] = metrics.nll_rows(probabilities, truth)
+    return result.table.hstack(pl.DataFrame(columns)).hstack(similar)

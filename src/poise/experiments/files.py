@@ -1,0 +1,98 @@
+"""Files that are written whole or not at all, and the lock that keeps two runs out of one folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from poise.errors import RunError
+
+
+def write(path: Path, fill: Callable[[Path], Any]) -> Path:
+    """Lets `fill` write a temporary file beside path, then renames it; nothing is left behind where it fails.
+
+    Raises:
+        RunError: the operating system refuses, because the disk is full for example.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fill(temporary)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turns what the operating system refuses about a path into one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(f"out: '{path}' must be a place that can be written, got: {reason}") from error
+
+
+def is_leftover(path: Path) -> bool:
+    """A temporary file of `write`, which a killed process could not remove."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left in a folder and below it; the folder must be locked."""
+    for path in folder.rglob("*.tmp"):
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes text as UTF-8."""
+    return write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Writes plain data; NaN and infinities are refused, a reader could not tell them from text."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> Path:
+    """Writes a table."""
+    return write(path, lambda temporary: frame.write_parquet(temporary))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """Writes tensors as safetensors."""
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return write(path, lambda temporary: save_file(ready, temporary))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for one process; the operating system lets go of it however the process ends.
+
+    Raises:
+        RunError: the folder cannot be written, or another process holds it.
+    """
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"out: '{folder}' must not be in use, another poise process is writing to it") from None
+        yield

@@ -1,0 +1,170 @@
+"""Before the first attack: model and data loaded and matched, defences fitted, misfits told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from poise import data, defenses, metrics, models
+from poise.data import Dataset
+from poise.defenses import PostHoc
+from poise.errors import AccessError, InputError, PoiseError
+from poise.experiments.audit_spec import AuditSpec
+from poise.recipes import recipe as recipe_named
+from poise.targets import DifferentiableTarget, ModuleTarget, Target
+from poise.types import Access, OutputKind, Outputs
+
+FIT_SAMPLES = 1000
+"""Most held-out images a defence is fitted on where the user named none."""
+
+FEWEST_FIT_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the attacks need: the data, the undefended model, and the same with each defence behind it.
+
+    Args:
+        spec: what to do.
+        attacked: the images under attack.
+        available: how many images the data holds.
+        target: the undefended model.
+        defences, targets: the defences, and the model with each behind it, by name.
+        fit_samples: on how many images the defences that learn were fitted.
+        recorded: fingerprints of all that is not in the spec and changes the tables.
+    """
+
+    spec: AuditSpec
+    attacked: Dataset
+    available: int
+    target: Target
+    defences: dict[str, PostHoc]
+    targets: dict[str, Target]
+    fit_samples: int
+    recorded: dict[str, str]
+
+
+def prepare(spec: AuditSpec, note: Callable[[str], None]) -> Prepared:
+    """Loads model and data, fits the defences and asks the model once, so that misfits show before any attack."""
+    target = models.load(spec.model, device=spec.device, batch_size=spec.batch_size, on_note=note)
+    whole = data.load(spec.data).mixed()
+    attacked = whole if spec.samples is None else whole[: spec.samples]
+    if spec.samples is not None and len(whole) < spec.samples:
+        raise InputError(f"samples: must be at most the {len(whole)} images of '{spec.data}', got {spec.samples}")
+    data.check_matches(attacked, target.num_classes)
+    _probe(target, attacked, spec.recipes)
+    learned = {name: defenses.make(name) for name in spec.defences}
+    recorded, fit_samples = {"data": attacked.fingerprint()}, 0
+    if any(defence.needs_fit for defence in learned.values()):
+        held_out = _held_out(spec, whole, attacked)
+        _fit(spec, target, held_out, learned)
+        recorded["fit_data"], fit_samples = held_out.fingerprint(), len(held_out)
+    targets = {name: target if name == "none" else _defended(target, defence) for name, defence in learned.items()}
+    if isinstance(target, ModuleTarget):
+        recorded["weights"] = models.fingerprint(target)
+    return Prepared(spec, attacked, len(whole), target, learned, targets, fit_samples, recorded)
+
+
+def _probe(target: Target, attacked: Dataset, recipes: tuple[str, ...]) -> None:
+    """Asks for what the recipes will need, two images' worth of it."""
+    images, _, ids = next(iter(attacked[:2].batches(2)))
+    _ask(target, images, ids, attacked)
+    for name in recipes:
+        needed = recipe_named(name).access
+        if needed > target.access:
+            raise AccessError(
+                f"recipes: {name} needs access '{needed.name.lower()}', the model gives '{target.access.name.lower()}'"
+            )
+    if isinstance(target, DifferentiableTarget) and any(recipe_named(n).access == Access.GRADIENTS for n in recipes):
+        with _inside_model("give gradients for", attacked):
+            target.gradient(images.to(target.device), ids.to(target.device), lambda outputs: outputs.confidence)
+
+
+def _ask(target: Target, images: Tensor, ids: Tensor, dataset: Dataset) -> Outputs:
+    """One answer of the model."""
+    with _inside_model("accept", dataset):
+        return target.query(images.to(target.device), ids.to(target.device))
+
+
+@contextmanager
+def _inside_model(must: str, dataset: Dataset) -> Iterator[None]:
+    """Turns whatever the user's model raises into one line that says what it must do, and the images' shape."""
+    try:
+        yield
+    except PoiseError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        shape = "×".join(str(side) for side in dataset.shape)
+        raise InputError(f"model: must {must} images of shape {shape} as in '{dataset.name}', got: {reason}") from error
+
+
+def _fit(spec: AuditSpec, target: Target, held_out: Dataset, learned: dict[str, PostHoc]) -> None:
+    data.check_matches(held_out, target.num_classes)
+    logits, labels = [], []
+    for images, truth, ids in held_out.batches(spec.batch_size):
+        logits.append(_ask(target, images, ids, held_out).logits.cpu())
+        labels.append(truth)
+    for defence in learned.values():
+        if defence.needs_fit:
+            defence.fit(torch.cat(logits), torch.cat(labels))
+
+
+def _held_out(spec: AuditSpec, whole: Dataset, attacked: Dataset) -> Dataset:
+    """Images that no attack sees: the named set, the embedded validation part, or the rest of the data."""
+    if spec.fit_data is not None:
+        return data.load(spec.fit_data)
+    if spec.data == "builtin:digits":
+        return data.load("builtin:digits", split="val")
+    rest = whole[len(attacked) : len(attacked) + FIT_SAMPLES]
+    if len(rest) < FEWEST_FIT_SAMPLES:
+        raise InputError(
+            f"fit-data: a defence that learns needs at least {FEWEST_FIT_SAMPLES} images not attacked, '{spec.data}' "
+            f"has {len(rest)} beyond the {len(attacked)} attacked (give --fit-data, or fewer --samples)"
+        )
+    return rest
+
+
+class _Logits(torch.nn.Module):
+    """A model that returns probabilities, as one that returns logits."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Outputs(self.module(x), OutputKind.PROBABILITIES).logits
+
+
+def _defended(target: Target, defence: PostHoc) -> Target:
+    if not isinstance(target, ModuleTarget):
+        raise InputError(f"defences: a {type(target).__name__} cannot carry a defence, got {type(defence).__name__}")
+    module = target.module if target.kind is OutputKind.LOGITS else _Logits(target.module)
+    return ModuleTarget(
+        defenses.stack(module, defence.to(target.device)),
+        num_classes=target.num_classes,
+        bounds=target.bounds,
+        device=target.device,
+        batch_size=target.batch_size,
+        access=target.access,
+    )
+
+
+def clean_figures(prepared: Prepared) -> dict[str, float]:
+    """Accuracy, mean confidence, ECE and KS error of the undefended model on the images under attack."""
+    confidence, right = [], []
+    for images, labels, ids in prepared.attacked.batches(prepared.spec.batch_size):
+        outputs = _ask(prepared.target, images, ids, prepared.attacked)
+        confidence.append(outputs.confidence.cpu())
+        right.append((outputs.labels.cpu() == labels).double())
+    columns = torch.cat(confidence).numpy(), torch.cat(right).numpy()
+    return {
+        "accuracy": metrics.mean(columns[1]),
+        "confidence": metrics.mean(columns[0]),
+        "ece": metrics.ece(*columns),
+        "ks": metrics.ks_error(*columns),
+    }

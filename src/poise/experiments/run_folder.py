@@ -1,0 +1,152 @@
+"""The run folder: which chunks are there, where each table lies, and whether it is the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from poise.errors import RunError
+from poise.experiments import files
+from poise.experiments.audit_spec import AuditSpec, differences, read_spec
+
+
+class RunFolder:
+    """Paths and tables of one run.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def spec_file(self) -> Path:
+        return self.root / "audit.toml"
+
+    def check(self, spec: AuditSpec, *, resume: bool) -> None:
+        """Refuses a folder that holds something else, or this run where `resume` is off.
+
+        Raises:
+            RunError: one line that says what lies there.
+        """
+        with files.refusals(self.root):
+            begun = self.spec_file.exists()
+            foreign = [] if begun or not self.root.exists() else sorted(filter(_foreign, self.root.iterdir()))
+        if begun:
+            old, _ = read_spec(self.spec_file)
+            if other := differences(old, spec):
+                raise RunError(
+                    f"out: '{self.root}' must be empty or hold this run, it holds another ({'; '.join(other)})"
+                )
+            if not resume:
+                raise RunError(f"out: '{self.root}' already holds this run; give --resume to go on, or another --out")
+        elif foreign:
+            raise RunError(
+                f"out: '{self.root}' must be empty or hold a run of poise, it holds other files ('{foreign[0].name}')"
+            )
+
+    def open(self, spec: AuditSpec, recorded: dict[str, str]) -> None:
+        """Writes audit.toml, or compares the fingerprints of model and data with those recorded there.
+
+        Sweeps up what a killed run left; the folder must be locked.
+
+        Raises:
+            RunError: the model's weights or the data are no longer those of this run.
+        """
+        files.sweep(self.root)
+        if not self.spec_file.exists():
+            files.write_text(self.spec_file, spec.to_toml(recorded))
+            return
+        _, old = read_spec(self.spec_file)
+        for name, value in recorded.items():
+            if old.get(name) != value:
+                raise RunError(
+                    f"out: '{self.root}' was begun with other {name} ({old.get(name, 'none')[:19]}, now {value[:19]}); "
+                    "give another --out"
+                )
+
+    def samples_file(self, recipe: str, defence: str, view: str, chunk: int) -> Path:
+        return self.root / "samples" / f"{recipe}.{defence}.{view}.{chunk:05d}.parquet"
+
+    def has(self, recipe: str, defence: str, chunk: int, shown_to: Iterable[str] = ()) -> bool:
+        """The chunk is complete: images, curve, rows, and the unaware rows of the defences its images are shown to."""
+        needed = (
+            self._images_file(recipe, defence, chunk),
+            self._curve_file(recipe, defence, chunk),
+            self.samples_file(recipe, defence, "aware", chunk),
+            *(self.samples_file(recipe, name, "unaware", chunk) for name in shown_to),
+        )
+        return all(path.exists() for path in needed)
+
+    def write_rows(self, recipe: str, defence: str, view: str, chunk: int, rows: pl.DataFrame) -> None:
+        tagged = rows.with_columns(
+            pl.lit(recipe).alias("recipe"), pl.lit(defence).alias("defence"), pl.lit(view).alias("view")
+        )
+        files.write_parquet(self.samples_file(recipe, defence, view, chunk), tagged)
+
+    def write_curve(self, recipe: str, defence: str, chunk: int, curve: pl.DataFrame) -> None:
+        tagged = curve.with_columns(
+            pl.lit(recipe).alias("recipe"), pl.lit(defence).alias("defence"), pl.lit("aware").alias("view")
+        )
+        files.write_parquet(self._curve_file(recipe, defence, chunk), tagged)
+
+    def _curve_file(self, recipe: str, defence: str, chunk: int) -> Path:
+        return self.root / "curves" / f"{recipe}.{defence}.aware.{chunk:05d}.parquet"
+
+    def write_images(self, recipe: str, defence: str, chunk: int, ids: Tensor, images: Tensor) -> None:
+        files.write_tensors(self._images_file(recipe, defence, chunk), {"ids": ids, "images": images})
+
+    def images(self, recipe: str, defence: str, chunk: int) -> dict[str, Tensor]:
+        """ids (n,) and images (n, C, H, W) of one attacked chunk.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        path = self._images_file(recipe, defence, chunk)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise _damaged("adversarial", path, error) from None
+
+    def _images_file(self, recipe: str, defence: str, chunk: int) -> Path:
+        return self.root / "adversarial" / f"{recipe}.{defence}.{chunk:05d}.safetensors"
+
+    def rows(self, recipe: str, defence: str, view: str) -> pl.DataFrame:
+        """The rows of one attack, chunk after chunk.
+
+        Raises:
+            RunError: a table is damaged.
+        """
+        return self._tables("samples", f"{recipe}.{defence}.{view}.*.parquet")
+
+    def curve(self, recipe: str, defence: str) -> pl.DataFrame:
+        """The curve over queries of one attack; errors as `rows`."""
+        return self._tables("curves", f"{recipe}.{defence}.aware.*.parquet")
+
+    def _tables(self, kind: str, pattern: str) -> pl.DataFrame:
+        found = sorted((self.root / kind).glob(pattern))
+        if not found:
+            raise RunError(f"{kind}: '{self.root / kind / pattern}' must exist, found none")
+        tables = []
+        for path in found:
+            try:
+                tables.append(pl.read_parquet(path))
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise _damaged(kind, path, error) from None
+        return pl.concat(tables)
+
+
+def _foreign(path: Path) -> bool:
+    """Not of poise: neither the lock nor what a run left that was killed before its spec was written."""
+    return path.name != ".lock" and not files.is_leftover(path)
+
+
+def _damaged(kind: str, path: Path, error: Exception) -> RunError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return RunError(f"{kind}: '{path}' is damaged ({reason}); delete it and give --resume")

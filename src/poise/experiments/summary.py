@@ -1,0 +1,91 @@
+"""summary.json: every figure of a run with its interval, and all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from poise import __version__, metrics
+from poise.experiments import files
+from poise.experiments.gallery import write_gallery
+from poise.experiments.measure import measure
+from poise.experiments.run_folder import RunFolder
+from poise.experiments.trust import trust
+from poise.recipes import recipe as recipe_named
+from poise.spec import fingerprint
+from poise.targets import ModuleTarget
+from poise.types import Access
+
+if TYPE_CHECKING:
+    from poise.experiments.prepare import Prepared
+
+
+def summarise(prepared: Prepared, folder: RunFolder, *, seconds: float, command: str) -> dict[str, Any]:
+    """Measures every attack of a complete run, writes the gallery and summary.json, and returns the summary."""
+    spec, classes = prepared.spec, prepared.target.num_classes
+    plan = metrics.Bootstrap(resamples=spec.bootstrap, seed=spec.seed % 2**32)
+    rows: list[dict[str, Any]] = []
+    for recipe in spec.recipes:
+        for defence in spec.defences:
+            for view in ("aware",) if defence == "none" else ("aware", "unaware"):
+                table = folder.rows(recipe, defence, view)
+                figures = measure(table, threshold=spec.threshold, num_classes=classes, plan=plan)
+                rows.append({"recipe": recipe, "defence": defence, "view": view, "n": len(table), "metrics": figures})
+    accuracy = {row["defence"]: row["metrics"]["accuracy_before"]["value"] for row in rows}
+    write_gallery(prepared, folder)
+    summary = {
+        "poise": __version__,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "seconds": round(seconds, 1),
+        "command": command,
+        "target": _target(prepared),
+        "data": _data(prepared),
+        "spec": spec.model_dump(mode="json"),
+        "fingerprints": {**prepared.recorded, "spec": fingerprint(spec.model_dump())},
+        "versions": {"poise": __version__, "python": platform.python_version(), "torch": torch.__version__},
+        "threshold": spec.threshold,
+        "costs": None if spec.costs is None else spec.costs.model_dump(),
+        "bound": {name: metrics.mma_bound(value, classes) for name, value in accuracy.items()},
+        "recipes": {name: _recipe(name) for name in spec.recipes},
+        "rows": rows,
+        "checks": trust(prepared, folder, rows),
+    }
+    files.write_json(folder.root / "summary.json", summary)
+    return summary
+
+
+def _target(prepared: Prepared) -> dict[str, Any]:
+    target = prepared.target
+    count = sum(p.numel() for p in target.module.parameters()) if isinstance(target, ModuleTarget) else None
+    return {
+        "model": prepared.spec.model,
+        "description": f"{count:,} parameters" if count is not None else type(target).__name__,
+        "num_classes": target.num_classes,
+        "access": target.access.name.lower(),
+        "parameters": count,
+    }
+
+
+def _data(prepared: Prepared) -> dict[str, Any]:
+    attacked = prepared.attacked
+    return {
+        "name": prepared.spec.data,
+        "samples": len(attacked),
+        "available": prepared.available,
+        "fit_samples": prepared.fit_samples,
+        "shape": list(attacked.shape),
+        "class_names": list(attacked.class_names),
+    }
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    found = recipe_named(name)
+    return {
+        "summary": found.summary,
+        "paper": found.paper,
+        "whitebox": found.access == Access.GRADIENTS,
+        "keeps_label": found.keeps_label,
+    }

@@ -18,9 +18,8 @@ class DigitsCNN(nn.Sequential):
         super().__init__(
             nn.Conv2d(1, 16, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.MaxPool2d(2),
             nn.Flatten(),
             nn.Linear(32 * 4 * 4, 64),
             nn.ReLU(),

@@ -144,6 +144,6 @@ def show(summary: dict[str, Any]) -> None:
         return
     for line in terminal.header(summary):
         console.print(line, markup=False, highlight=False)
-    console.print(terminal.table(summary))
+    console.print(terminal.table(summary, narrow=console.width < terminal.WIDE))
     for line in terminal.checks(summary):
         console.print(line, markup=False, highlight=False)

@@ -10,7 +10,7 @@ import typer
 from poise import data, defenses, models
 from poise.errors import one_of
 from poise.objectives import OBJECTIVES
-from poise.recipes import recipes
+from poise.recipebook import recipes
 from poise.searches import SEARCHES
 
 HELP = """Name what there is: recipes, objectives, searches, defenses, models or data.

@@ -21,7 +21,7 @@ from poise.experiments.audit_spec import AuditSpec
 from poise.experiments.prepare import Prepared, clean_figures, prepare
 from poise.experiments.run_folder import RunFolder
 from poise.experiments.summary import summarise
-from poise.recipes import run_recipe
+from poise.recipebook import run_recipe
 from poise.searches.driver import Progress
 from poise.targets import Target
 from poise.types import AttackResult, OutputKind, Outputs

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from poise import defenses
 from poise.errors import InputError, RunError
-from poise.recipes import NORMS, ball, recipe
+from poise.recipebook import NORMS, ball, recipe
 
 DIGITS = "builtin:digits"
 DEFAULT_RECIPES = ("sa-uca", "sa-oca", "sa-mma", "sa-rca", "pgd-uca", "pgd-mma", "adaptive", "confsmooth")
@@ -63,6 +63,13 @@ class AuditSpec(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     bootstrap: int = Field(default=1000, ge=1)
     costs: Costs | None = None
+
+    @field_validator("model", "data", "fit_data", "device")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"spec: names must be UTF-8 text, which audit.toml is written in, got {value!r}")
+        return value
 
     @field_validator("recipes")
     @classmethod

@@ -14,7 +14,7 @@ from poise.data import Dataset
 from poise.defenses import PostHoc
 from poise.errors import AccessError, InputError, PoiseError
 from poise.experiments.audit_spec import AuditSpec
-from poise.recipes import recipe as recipe_named
+from poise.recipebook import recipe as recipe_named
 from poise.targets import DifferentiableTarget, ModuleTarget, Target
 from poise.types import Access, OutputKind, Outputs
 

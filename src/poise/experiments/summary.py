@@ -14,7 +14,7 @@ from poise.experiments.gallery import write_gallery
 from poise.experiments.measure import measure
 from poise.experiments.run_folder import RunFolder
 from poise.experiments.trust import trust
-from poise.recipes import recipe as recipe_named
+from poise.recipebook import recipe as recipe_named
 from poise.spec import fingerprint
 from poise.targets import ModuleTarget
 from poise.types import Access

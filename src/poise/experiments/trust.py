@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from poise.experiments.run_folder import RunFolder
-from poise.recipes import recipe as recipe_named
+from poise.recipebook import recipe as recipe_named
 from poise.targets import DifferentiableTarget
 from poise.types import Access
 

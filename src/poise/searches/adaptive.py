@@ -66,6 +66,6 @@ class AdaptivePGD:
                 return
             kept, fell = reply.accept, reply.accept & (reply.loss < at.loss)
             on_stall = 0.5 if self.on_no_improve == "halve" else 1.0
-            factor = torch.where(fell, self.growth, torch.where(kept, on_stall, 0.5)).to(a.dtype)
+            factor = torch.full_like(a[rows], 0.5).masked_fill(kept, on_stall).masked_fill(fell, self.growth)
             a[rows] = (a[rows] * factor).clamp_max(2 * constraint.eps)
             at = drop_finished(at.where(kept if self.on_no_improve == "move" else fell, candidate, reply), reply)

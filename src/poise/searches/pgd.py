@@ -96,7 +96,7 @@ class DropoutPGD:
         clean, box, rng = problem.clean, problem.box, problem.rng
         ball = problem.constraint if self.radius is None else type(problem.constraint)(self.radius)  # type: ignore[call-arg]
         at = yield from begin(problem, random_start=False, fall_back=True)
-        share = torch.where(problem.over, self.keep_over, self.keep_under).float()
+        share = clean.new_full(problem.over.shape, self.keep_under).masked_fill(problem.over, self.keep_over)
         for t in range(self.steps):
             if not len(at.ids):
                 return

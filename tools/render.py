@@ -1,0 +1,141 @@
+"""Renders every figure in README.md and docs/ from the result tables in results/.
+
+    python tools/render.py            # writes the blocks
+    python tools/render.py --check    # exit code 1 where a block differs from what the results say
+
+A block stands between `<!-- figure: NAME -->` and `<!-- /figure -->`; NAME is a key of FIGURES below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+BLOCK = re.compile(r"(<!-- figure: (?P<name>[\w-]+) -->\n).*?(<!-- /figure -->)", re.DOTALL)
+PAGES = ("README.md", "docs/*.md", "docs/*/*.md")
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _table(head: list[str], rows: list[list[str]], align: str) -> str:
+    rule = ["---:" if side == "r" else "---" for side in align]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _audit(name: str) -> str:
+    """Recipes of an audit: attacked ECE with interval, confidence of right answers, ECE with each defence."""
+    summary = _read(f"{name}/summary.json")
+    by = {(row["recipe"], row["defence"], row["view"]): row["metrics"] for row in summary["rows"]}
+    defences = [name for name in summary["spec"]["defences"] if name != "none"]
+    rows = []
+    for recipe, about in summary["recipes"].items():
+        first = by[recipe, "none", "aware"]
+        ece = first["ece_after"]
+        rows.append(
+            [
+                f"`{recipe}`",
+                "white" if about["whitebox"] else "black",
+                f"{first['ece_before']['value']:.3f} → **{ece['value']:.3f}** [{ece['low']:.2f}, {ece['high']:.2f}]",
+                _percent(first["confidence_right_before"]["value"])
+                + " → "
+                + _percent(first["confidence_right_after"]["value"]),
+                *(f"{by[recipe, defence, 'aware']['ece_after']['value']:.3f}" for defence in defences),
+            ]
+        )
+    head = ["recipe", "box", "ECE clean → attacked [95 %]", "confidence, right answers"]
+    return _table(head + [f"attacked ECE with `{defence}`" for defence in defences], rows, "llrr" + "r" * len(defences))
+
+
+def _about(name: str) -> str:
+    """One sentence: what was attacked, how."""
+    summary = _read(f"{name}/summary.json")
+    spec, row = summary["spec"], summary["rows"][0]["metrics"]
+    return (
+        f"{summary['target']['num_classes']} classes, {summary['data']['samples']} images, {spec['norm']} "
+        f"eps {spec['eps']:.3g}, at most {spec['budget']} queries per image; clean accuracy "
+        f"{_percent(row['accuracy_before']['value'])}, ECE {row['ece_before']['value']:.3f}, bound "
+        f"{summary['bound']['none']:.3f}. Intervals from {spec['bootstrap']:,} paired bootstrap resamples.\n"
+    )
+
+
+def _verdict(name: str) -> str:
+    from poise import report
+
+    return "> " + report.verdict(_read(f"{name}/summary.json")) + "\n"
+
+
+def _queries() -> str:
+    """ECE over queries of the two black-box maximum-miscalibration attacks."""
+    curves = _read("resnet20/queries.json")
+    columns = sorted(int(count) for count in next(iter(curves.values())))
+    rows = [[f"`{name}`", *(f"{curve[str(count)]:.3f}" for count in columns)] for name, curve in curves.items()]
+    return _table(["ECE after queries", *(f"{count:,}" for count in columns)], rows, "l" + "r" * len(columns))
+
+
+def _speed() -> str:
+    """Ratios of an attack to the same number of bare passes."""
+    found = _read("speed.json")
+    rows = [[row["what"], f"{row['ratio']:.3f}", f"{row['limit']:.2f}"] for row in found["rows"]]
+    return _table(["attack against bare passes", "ratio (median)", "limit"], rows, "lrr")
+
+
+def _defenses() -> str:
+    """How many times faster the exact solutions are than the released per-image search."""
+    rows = [
+        [row["data"], row["shape"], f"{row['cs_speedup']:,.0f}×", f"{row['ts_speedup']:,.0f}×"]
+        for row in _read("defenses.json")["rows"]
+    ]
+    return _table(["logits", "images × classes", "compression scaling", "temperature scaling"], rows, "llrr")
+
+
+FIGURES: dict[str, Callable[[], str]] = {
+    "digits-about": lambda: _about("digits"),
+    "digits-table": lambda: _audit("digits"),
+    "digits-verdict": lambda: _verdict("digits"),
+    "resnet20-about": lambda: _about("resnet20"),
+    "resnet20-table": lambda: _audit("resnet20"),
+    "resnet20-verdict": lambda: _verdict("resnet20"),
+    "resnet20-queries": _queries,
+    "speed": _speed,
+    "defense-speed": _defenses,
+}
+
+
+def render(text: str) -> str:
+    """The text with every block filled in."""
+    return BLOCK.sub(lambda block: block[1] + "\n" + FIGURES[block["name"]]() + "\n" + block[3], text)
+
+
+def main(check: bool) -> int:
+    """Renders, or compares; returns the exit code."""
+    stale = []
+    for path in (path for pattern in PAGES for path in sorted(ROOT.glob(pattern))):
+        before = path.read_text(encoding="utf-8")
+        after = render(before)
+        if after != before:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    if check and stale:
+        print(f"figures differ from results/ in {', '.join(stale)}; run: make figures", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    sys.exit(main(parser.parse_args().check))

@@ -11,7 +11,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import polars as pl
@@ -35,11 +34,18 @@ def _poise(*arguments: str) -> None:
     subprocess.run([Path(sys.executable).parent / "poise", *arguments], cwd=ROOT, check=True)
 
 
+def _fresh(name: str) -> Path:
+    """An empty place for a run."""
+    folder = Path("runs") / "results" / name
+    shutil.rmtree(ROOT / folder, ignore_errors=True)
+    return folder
+
+
 def _audit(name: str, *arguments: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        _poise("audit", *arguments, "--out", f"{folder}/run")
-        (RESULTS / name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(f"{folder}/run/summary.json", RESULTS / name / "summary.json")
+    run = _fresh(name)
+    _poise("audit", *arguments, "--out", str(run))
+    (RESULTS / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / run / "summary.json", RESULTS / name / "summary.json")
 
 
 def digits() -> None:
@@ -56,9 +62,9 @@ def queries() -> None:
     """ECE over queries of two black-box attacks, 1,000 queries."""
     found: dict[str, dict[str, float]] = {}
     for recipe in ("sa-mma", "sa-mma-confsmooth"):
-        with tempfile.TemporaryDirectory() as folder:
-            _poise("attack", recipe, *CIFAR, "--budget", "1000", "--out", f"{folder}/run")
-            curve = pl.read_parquet(f"{folder}/run/curves/*.parquet")
+        run = _fresh(recipe)
+        _poise("attack", recipe, *CIFAR, "--budget", "1000", "--out", str(run))
+        curve = pl.read_parquet(ROOT / run / "curves" / "*.parquet")
         found[recipe] = {
             str(count): metrics.ece(part["confidence"].to_numpy(), (part["prediction"] == part["label"]).to_numpy())
             for count in (1, 50, 100, 200, 500, 1000)

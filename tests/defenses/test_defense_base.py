@@ -133,7 +133,7 @@ def test_a_defence_that_forgot_to_define_fit_says_so():
         def _map(self, logits):
             return logits
 
-    with pytest.raises(NotImplementedError, match="NoFit declares needs_fit and must define _fit"):
+    with pytest.raises(TypeError, match="NoFit declares needs_fit and must define _fit"):
         NoFit().fit(LOGITS, LABELS)
 
 

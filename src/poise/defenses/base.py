@@ -107,7 +107,7 @@ class PostHoc(nn.Module, ABC):
 
     def _fit(self, logits: Tensor, labels: Tensor) -> None:
         """Writes the buffers anew from (n, K) finite logits and (n,) int64 labels on the same device."""
-        raise NotImplementedError(f"{type(self).__name__} declares needs_fit and must define _fit")
+        raise TypeError(f"{type(self).__name__} declares needs_fit and must define _fit")
 
     def _fitted_classes(self) -> int | None:
         """K of the last fit, read from the shape of a buffer, or None for a defence that takes any K."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from poise.experiments.run_folder import RunFolder
+from poise.objectives import RCA, KeepLabel
 from poise.recipebook import recipe as recipe_named
 from poise.targets import DifferentiableTarget
 from poise.types import Access
@@ -151,6 +152,12 @@ def _black_against_white(undefended: list[dict[str, Any]]) -> Check:
     )
 
 
+def _wants_miscalibration(recipe: str) -> bool:
+    """More ECE is what the attack wants; a random goal that is met exactly can have less than one that is missed."""
+    objective = recipe_named(recipe).objective
+    return isinstance(objective, KeepLabel) and not isinstance(objective.objective, RCA)
+
+
 def _aware_against_unaware(rows: list[dict[str, Any]]) -> Check:
     """An attacker who knows the defence can always show it the images made against the bare model."""
     ece = {(row["recipe"], row["defence"], row["view"]): row["metrics"]["ece_after"]["value"] for row in rows}
@@ -158,7 +165,7 @@ def _aware_against_unaware(rows: list[dict[str, Any]]) -> Check:
         f"{recipe} × {defence}: {found:.3f} unaware, {ece[recipe, defence, 'aware']:.3f} aware": found
         - ece[recipe, defence, "aware"]
         for (recipe, defence, view), found in ece.items()
-        if view == "unaware" and recipe_named(recipe).keeps_label
+        if view == "unaware" and _wants_miscalibration(recipe)
     }
     misled = [text for text, gap in gaps.items() if gap > 0.02]
     return Check(

@@ -163,6 +163,22 @@ def _rows(confidence: list[float], right: list[int], *, before: list[float] | No
     ).with_columns(queries_to_success=pl.lit(None, pl.Int64))
 
 
+def test_queries_are_counted_up_to_the_first_success() -> None:
+    """A search may go on after its first success; what it then spends is not what success costs."""
+    rows = _rows([0.9] * 4, right=[1] * 4).with_columns(
+        queries_to_success=pl.Series([3, 5, None, None]), queries=pl.Series([8, 9, 20, 40])
+    )
+    found = measure(rows, threshold=0.5, num_classes=2, plan=metrics.Bootstrap(resamples=5))
+    by_hand = {
+        "success_rate": 0.5,
+        "queries_mean_success": 4,
+        "queries_median_success": 4,
+        "queries_mean_all": 17,
+        "queries_success_sum_over_all": 2,
+    }
+    assert {name: found[name]["value"] for name in by_hand} == by_hand
+
+
 def test_what_is_undefined_is_null_and_so_is_its_interval() -> None:
     found = measure(_rows([0.9, 0.8], right=[1, 1]), threshold=0.5, num_classes=2, plan=metrics.Bootstrap(resamples=9))
     nothing = {"value": None, "low": None, "high": None}

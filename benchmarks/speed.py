@@ -1,6 +1,7 @@
 """What an attack costs beyond the model: its wall time against the same number of bare passes, in one run.
 
     python benchmarks/speed.py [--check] [--pairs 5] [--queries 8] [--threads 2] [--device cpu]
+                               [--json FILE]
 
 ResNet-20 for CIFAR-10 at batch 256. The attack and the bare passes are timed in turn, A B A B …, and the figure is the
 median of the pairs' ratios, so that what else the machine does hits both. Limits: Square with every sample active 1.10
@@ -11,6 +12,7 @@ finished costs one query each. `--check` exits 1 where a limit is missed.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -207,6 +209,7 @@ def main() -> int:
     parser.add_argument("--queries", type=int, default=8, help="forward passes of each Square run")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="file for the ratios")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     target = load_target(given.device)
@@ -214,6 +217,10 @@ def main() -> int:
     print(f"ResNet-20, batch {BATCH}, {weights}; {given.device}, {given.threads} threads, torch {torch.__version__}")
     rows, finished = measure(target, queries=given.queries, pairs=given.pairs), finished_cost(target)
     show(rows, finished)
+    if given.json:
+        table = [{"what": row.name, "ratio": row.ratio, "limit": row.limit} for row in rows]
+        found = {"torch": torch.__version__, "device": given.device, "batch": BATCH, "rows": table}
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return int(given.check and not (all(row.met for row in rows) and finished == 1))
 
 

@@ -644,6 +644,62 @@ def test_without_the_margin_a_label_may_sit_on_a_tie() -> None:
     assert min(gap) > 1e-4
 
 
+# --- what the spec says of single recipes ---
+
+
+def table_of(name: str, case: toys.Case, **settings_: object) -> pl.DataFrame:
+    arguments = {"eps": 0.1, "budget": 60, "ids": case.ids} | settings_
+    return poise.run_recipe(name, case.target(), case.images, case.labels, **arguments).table
+
+
+OVER = [name for name in RECIPES if name.endswith("-oca")]
+UNDER = [name for name in RECIPES if name in ("adaptive", "confsmooth") or name.endswith(("-uca", "-confsmooth"))]
+UNDER = [name for name in UNDER if "mma" not in name]
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_overconfidence_never_lowers_the_confidence(name: str) -> None:
+    """Spec 3, P3."""
+    table = table_of(name, toys.linear_case(30, classes=5))
+    assert (table["confidence_after"] >= table["confidence_before"]).all()
+    assert (table["confidence_after"] > table["confidence_before"] + 0.05).any()
+
+
+@pytest.mark.parametrize("name", UNDER)
+def test_underconfidence_never_raises_it_for_two_classes(name: str) -> None:
+    """Spec 3, P2: implied for K = 2 alone. ConfSmooth stops at .51, so samples that begin below it are left out."""
+    table = table_of(name, toys.linear_case(30, classes=2)).filter(pl.col("confidence_before") > 0.52)
+    assert table.height > 15
+    assert (table["confidence_after"] <= table["confidence_before"]).all()
+    assert (table["confidence_after"] < table["confidence_before"] - 0.05).any()
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "mma" in name])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_miscalibration_stays_under_the_bound_and_beats_underconfidence(name: str, classes: int) -> None:
+    """Spec 3, P6 and P7: with accuracy q, |confidence - correct| averages to at most 1 - q / K; UCA reaches less."""
+    case = toys.linear_case(60, classes=classes, scale=4.0)
+    table = table_of(name, case)
+    right = (table["prediction_before"] == table["label"]).cast(float)
+    gap = (table["confidence_after"] - right).abs().mean()
+    assert gap <= 1 - right.mean() / classes + 1e-12
+    assert gap > (table["confidence_before"] - right).abs().mean() + 0.02
+    under = table_of(name.replace("mma-confsmooth", "confsmooth").replace("mma", "uca"), case)
+    assert gap > (under["confidence_after"] - right).abs().mean()
+
+
+@every_recipe
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_larger_radius_is_no_worse_on_average(name: str, norm: str) -> None:
+    """Spec 28.3, over 40 samples; a goal that stops when it is reached may stop early, never worse than it began."""
+    case = toys.linear_case(40, classes=3, shape=(1, 5, 5))
+    radii = (0.0, 0.02, 0.1) if norm == "linf" else (0.0, 0.1, 0.5)
+    losses = [table_of(name, case, eps=eps, norm=norm)["loss_after"].mean() for eps in radii]
+    assert losses[2] < losses[0]
+    assert losses[1] <= losses[0]
+    assert losses[2] <= losses[1] + 0.01
+
+
 # --- names ---
 
 

@@ -88,7 +88,10 @@ def _queries() -> str:
 def _speed() -> str:
     """Ratios of an attack to the same number of bare passes."""
     found = _read("speed.json")
-    rows = [[row["what"], f"{row['ratio']:.3f}", f"{row['limit']:.2f}"] for row in found["rows"]]
+    rows = [
+        [row["what"], f"{row['ratio']:.3f}", "–" if row["limit"] is None else f"{row['limit']:.2f}"]
+        for row in found["rows"]
+    ]
     return _table(["attack against bare passes", "ratio (median)", "limit"], rows, "lrr")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from poise.errors import InputError
-from poise.models import load
+from poise.models import code_fingerprint, load
 
 CODE = """
 import torch
@@ -126,3 +126,16 @@ def test_code_runs_only_when_it_is_named(tmp_path) -> None:
     with pytest.raises(InputError, match="factory"):
         load(f"py:{tmp_path / 'model.py'}:make?num_classes=3")
     assert marker.exists()
+
+
+def test_the_code_counts_where_the_tensors_do_not(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    file.write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Softplus())\n"
+    )
+    before = code_fingerprint(f"py:{file}:make?num_classes=2")
+    assert before is not None
+    assert before == code_fingerprint(f"py:{file}:make?num_classes=2")
+    file.write_text(file.read_text().replace("Softplus", "Hardswish"))
+    assert code_fingerprint(f"py:{file}:make?num_classes=2") != before
+    assert code_fingerprint("builtin:digits") is None

@@ -66,6 +66,8 @@ def prepare(spec: AuditSpec, note: Callable[[str], None]) -> Prepared:
     targets = {name: target if name == "none" else _defended(target, defence) for name, defence in learned.items()}
     if isinstance(target, ModuleTarget):
         recorded["weights"] = models.fingerprint(target)
+    if (code := models.code_fingerprint(spec.model)) is not None:
+        recorded["code"] = code
     return Prepared(spec, attacked, len(whole), target, learned, targets, fit_samples, recorded)
 
 

@@ -15,7 +15,7 @@ from poise.models.digits import Note
 from poise.models.libraries import KEYS as LIBRARY_KEYS
 from poise.models.libraries import Made, make_timm, make_torchvision
 from poise.models.user_code import KEYS as USER_KEYS
-from poise.models.user_code import make_user_model
+from poise.models.user_code import make_user_model, user_code_fingerprint
 from poise.models.weights import load_weights
 from poise.targets import ModuleTarget, Target
 
@@ -55,6 +55,12 @@ def load(uri: str, *, device: str | torch.device = "cpu", batch_size: int = 256,
     parsed = parse(uri, what="model", schemes=tuple(LOADERS), later=LATER)
     place = _Place(_device(device), batch_size, on_note or (lambda line: None))
     return LOADERS[parsed.scheme](parsed, place)
+
+
+def code_fingerprint(uri: str) -> str | None:
+    """sha256 of the user's file behind a `py:` address, whose code its tensors do not tell; None for other sources."""
+    parsed = parse(uri, what="model", schemes=tuple(LOADERS), later=LATER)
+    return user_code_fingerprint(parsed) if parsed.scheme == "py" else None
 
 
 def _device(device: str | torch.device) -> torch.device:

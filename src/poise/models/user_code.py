@@ -51,6 +51,12 @@ def make_user_model(uri: Uri) -> nn.Module | Target:
     return made
 
 
+def user_code_fingerprint(uri: Uri) -> str:
+    """sha256 of the file of a py:FILE:FACTORY address: "sha256:" and 64 hex digits."""
+    path = uri.file(uri.rest.rpartition(":")[0], role="the part before the last colon")
+    return f"sha256:{sha256(path.read_bytes()).hexdigest()}"
+
+
 def _run(uri: Uri, path: Path) -> ModuleType:
     """Executes the file as a module under a name of its own, so that its classes can be pickled and inspected."""
     name = f"poise_user_{sha256(str(path).encode()).hexdigest()[:16]}"

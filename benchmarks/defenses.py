@@ -1,6 +1,6 @@
 """Post-hoc defences against the grid searches they replace: time per image and fit, measured in one run.
 
-    python benchmarks/defenses.py [--records FOLDER] [--images 300] [--json FILE]
+    python benchmarks/defenses.py [--records FOLDER] [--images 300] [--threads 1] [--json FILE]
 
 Compression scaling is held against the released search (for each image, a Python loop over 800 temperatures, until the
 confidence is within 0.01 of the target) and against the same 800 temperatures for all images at once, keeping the
@@ -188,7 +188,9 @@ def main() -> int:
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of .npz with probabilities and labels")
     parser.add_argument("--images", type=int, default=300, help="rows for the image-by-image loops")
     parser.add_argument("--json", type=Path, help="file for the least ratios against an image-by-image search")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads, of ours and of every rival")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     sets = {f"drawn, {n:,} x {k}": drawn(n, k) for n, k in ((2_000, 10), (10_000, 100))}
     files = sorted(options.records.glob("*.npz")) if options.records.is_dir() else []
     sets |= {f"{file.stem}, real": recorded(file) for file in files}

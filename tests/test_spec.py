@@ -16,7 +16,7 @@ from poise.spec import describe, fingerprint
 from poise.types import Access
 
 PARTS = [Square(), PGD(), DropoutPGD(), AdaptivePGD(), Linf(0.1), L2(0.1), UCA(), KeepLabel(UCA()), ConfSmooth()]
-OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5, type(None): lambda v: 1}
+OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.01, type(None): lambda v: 1}
 
 
 @pytest.mark.parametrize("part", PARTS, ids=repr)

@@ -94,23 +94,29 @@ def test_literal_repeats_the_rejected_candidate_for_ever() -> None:
 
 
 def test_step_is_capped_at_twice_the_radius() -> None:
-    (taken,) = steps_taken(AdaptivePGD(steps=30, step=0.5, growth=2.0), [FALL] * 3, eps=0.3)
-    assert taken[0] == pytest.approx(0.3)  # 0.5 < 0.6, and the ball's edge lies at 0.3
+    """a: .01, .1, then .6 and not 1; two flips bring it to .15, which shows again inside the ball of .3."""
     clean = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    fates = [FALL, FALL, FALL, FLIP, FLIP, SAME]
 
-    def back_and_forth(ask: Ask, number: int) -> Reply:
-        sign = 1.0 if number % 2 else -1.0
-        return Reply(
-            torch.tensor([-float(number)]),
-            torch.tensor([True]),
-            torch.tensor([number < 12]),
-            sign * torch.ones_like(ask.x),
-        )
+    def answer(ask: Ask, number: int) -> Reply:
+        accept = torch.tensor([fates[number] != FLIP])
+        return Reply(torch.tensor([-float(number)]), accept, torch.tensor([number < 5]), torch.ones_like(ask.x))
 
     search = AdaptivePGD(steps=30, step=0.01, growth=10.0)
-    told = by_hand(search.run(problem(clean, Linf(0.3), box=WIDE)), back_and_forth)
-    places = [float(ask.x.mean()) for ask in told.asks[4:]]
-    assert [abs(place) for place in places] == pytest.approx([0.3] * len(places))  # 2 eps swings edge to edge
+    told = by_hand(search.run(problem(clean, Linf(0.3), box=WIDE)), answer)
+    places = [float(ask.x.mean()) for ask in told.asks]
+    assert places == pytest.approx([0.0, -0.01, -0.11, -0.3, -0.3, -0.26])
+
+
+def test_first_step_is_capped_too() -> None:
+    """a_0 = .9 counts as .6: after two flips .15."""
+    clean = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+
+    def answer(ask: Ask, number: int) -> Reply:
+        return Reply(torch.zeros(1), torch.tensor([number == 0]), torch.tensor([number < 3]), torch.ones_like(ask.x))
+
+    told = by_hand(AdaptivePGD(step=0.9).run(problem(clean, Linf(0.3), box=WIDE)), answer)
+    assert [float(ask.x.mean()) for ask in told.asks] == pytest.approx([0.0, -0.3, -0.3, -0.15])
 
 
 # --- a loop from the text ---

@@ -56,7 +56,7 @@ class Page:
         self.board = tables.scoreboard(summary)
         self.columns = [words.column(*key) for key in self.board.columns]
         self.figures = embedded(run, self.board)
-        self.model = str(summary["target"]["model"])
+        self.model = words.address(summary["target"]["model"])
         self.title = f"Confidence audit of {self.model}"
         self.subtitle = facts.subtitle(summary)
         self.verdict = verdict(summary)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from poise.report.folder import Summary
 from poise.report.tables import arrow
-from poise.report.words import Row, count, error, exact, interval, threshold, value
+from poise.report.words import Row, address, count, error, exact, interval, threshold, value
 
 ACCESS = {"gradients": "gradient access", "scores": "score access", "labels": "label access"}
 
@@ -33,7 +33,7 @@ def header(summary: Summary) -> list[str]:
         f"KS {error(value(row, 'ks_before'))}",
     )
     return [
-        f"target   {target['model']} ({about})   data  {count(int(data['samples']), 'test image')}",
+        f"target   {address(target['model'])} ({about})   data  {count(int(data['samples']), 'test image')}",
         f"clean    {'   '.join(clean)}",
     ]
 

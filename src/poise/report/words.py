@@ -153,3 +153,12 @@ def best_defence(summary: Summary) -> Row | None:
     worsts = [worst(headline(summary, rows)) for rows in aware.values()]
     known = [row for row in worsts if row is not None]
     return min(known, key=lambda row: (value(row, "ece_after") or 0.0, row["defence"]), default=None)
+
+
+def address(model: str) -> str:
+    """A model's address without its options: what a heading has room for; the page's last section has all of it.
+
+    >>> address("builtin:resnet20-cifar10?weights=resnet20.safetensors")
+    'builtin:resnet20-cifar10'
+    """
+    return model.split("?", 1)[0]

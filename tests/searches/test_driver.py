@@ -276,6 +276,16 @@ def test_finished_samples_leave_and_the_others_go_on() -> None:
     assert run.queries_to_success.tolist() == [3, -1, 1]
 
 
+def test_the_first_success_counts_though_a_search_asks_on() -> None:
+    def steps(problem: Problem) -> Steps:
+        for change in (0.0, -0.2, -0.25):
+            yield Ask(problem.clean if change == 0 else problem.clean + change, problem.everyone)
+
+    run = drive(identity_case(0.5, 0.9), FirstPixel(done_below=0.4), Own(steps), BALL)
+    assert run.queries_to_success.tolist() == [2, -1]
+    assert run.meter.queries.tolist() == [3, 3]
+
+
 def test_a_clean_point_that_is_not_accepted_is_not_done() -> None:
     """Its merit would do, the point would not."""
     goal = FirstPixel(done_below=0.6, accept_below=0.45)

@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -135,11 +135,10 @@ def paired(
     )
 
 
-def measure(target: poise.ModuleTarget, *, queries: int, pairs: int) -> list[Row]:
+def measure(target: poise.ModuleTarget, *, queries: int, pairs: int) -> Iterator[Row]:
     """Every attack of the table; `queries` forward passes for Square, ten steps for the gradient searches."""
     images = torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(target.device)
     labels = target.query(images, torch.arange(BATCH)).labels
-    rows = []
 
     def attacked(search: Search, constraint: Constraint, objective: object, spent: int) -> Callable[[], object]:
         def run() -> None:
@@ -153,31 +152,26 @@ def measure(target: poise.ModuleTarget, *, queries: int, pairs: int) -> list[Row
         (Square(), Linf(8 / 255), 1.10),
         (Square(), L2(0.5), None),
     ):
-        rows.append(
-            paired(
-                f"Square, {type(constraint).__name__.lower()}",
-                lambda: forward_passes(target, images, queries),
-                attacked(search, constraint, never, queries),
-                passes=queries,
-                pairs=pairs,
-                limit=limit,
-            )
+        yield paired(
+            f"Square, {type(constraint).__name__.lower()}",
+            lambda: forward_passes(target, images, queries),
+            attacked(search, constraint, never, queries),
+            passes=queries,
+            pairs=pairs,
+            limit=limit,
         )
     for name, search_, objective, limit in (
         ("PGD", PGD(steps=10, undo=False), CrossEntropy(), 1.15),
         ("AdaptivePGD", AdaptivePGD(steps=10), never, None),
     ):
-        rows.append(
-            paired(
-                f"{name}, linf, 10 steps",
-                lambda: gradient_passes(target, images, 10),
-                attacked(search_, Linf(8 / 255), objective, 11),
-                passes=11,
-                pairs=pairs,
-                limit=limit,
-            )
+        yield paired(
+            f"{name}, linf, 10 steps",
+            lambda: gradient_passes(target, images, 10),
+            attacked(search_, Linf(8 / 255), objective, 11),
+            passes=11,
+            pairs=pairs,
+            limit=limit,
         )
-    return rows
 
 
 def finished_cost(target: poise.ModuleTarget) -> int:
@@ -191,15 +185,13 @@ def finished_cost(target: poise.ModuleTarget) -> int:
     return max(int(query) for count in counts for query in count.to_list())
 
 
-def show(rows: list[Row], finished: int) -> None:
-    print(f"{'attack':32} {'passes':>6} {'bare ms':>8} {'attack ms':>9} {'ratio':>6} {'range':>13} {'limit':>6}")
-    for row in rows:
-        limit = "" if row.limit is None else f"{row.limit:.2f}" + ("" if row.met else " MISSED")
-        print(
-            f"{row.name:32} {row.passes:6d} {row.bare * 1e3:8.1f} {row.attack * 1e3:9.1f} {row.ratio:6.3f} "
-            f"{row.low:6.3f}-{row.high:5.3f} {limit:>6}"
-        )
-    print(f"queries per sample of a batch that is finished at the start: {finished} (limit 1)")
+def show(row: Row) -> None:
+    limit = "" if row.limit is None else f"{row.limit:.2f}" + ("" if row.met else " MISSED")
+    print(
+        f"{row.name:24} {row.passes:6d} {row.bare * 1e3:8.1f} {row.attack * 1e3:9.1f} {row.ratio:6.3f} "
+        f"{row.low:6.3f}-{row.high:5.3f} {limit:>6}",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -215,8 +207,16 @@ def main() -> int:
     target = load_target(given.device)
     weights = "the shared checkpoint" if WEIGHTS.exists() else "random weights (../shared is missing)"
     print(f"ResNet-20, batch {BATCH}, {weights}; {given.device}, {given.threads} threads, torch {torch.__version__}")
-    rows, finished = measure(target, queries=given.queries, pairs=given.pairs), finished_cost(target)
-    show(rows, finished)
+    print(
+        f"{'attack':24} {'passes':>6} {'bare ms':>8} {'attack ms':>9} {'ratio':>6} {'range':>12} {'limit':>6}",
+        flush=True,
+    )
+    rows = []
+    for row in measure(target, queries=given.queries, pairs=given.pairs):
+        show(row)
+        rows.append(row)
+    finished = finished_cost(target)
+    print(f"queries per sample of a batch that is finished at the start: {finished} (limit 1)")
     if given.json:
         table = [{"what": row.name, "ratio": row.ratio, "limit": row.limit} for row in rows]
         found = {"torch": torch.__version__, "device": given.device, "batch": BATCH, "rows": table}

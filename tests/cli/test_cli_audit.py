@@ -101,7 +101,7 @@ def test_names() -> None:
     [
         ("builtin:digits", "digits"),
         ("builtin:resnet20-cifar10?weights=/a/b.safetensors", "resnet20-cifar10"),
-        ("py:/home/me/my model.py:make?num_classes=3", "my-model-py-make"),
+        ("py:/srv/me/my model.py:make?num_classes=3", "my-model-py-make"),
         ("timm:vit/..%2F?x", "2F"),
         ("py:??", "model"),
         ("torchvision:éàü", "model"),

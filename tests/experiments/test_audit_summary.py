@@ -260,7 +260,7 @@ def test_every_key_of_the_contract(summary: dict[str, Any]) -> None:
     assert set(summary["data"]) == {"name", "samples", "available", "fit_samples", "shape", "class_names"}
     assert (summary["data"]["samples"], summary["data"]["available"], summary["data"]["fit_samples"]) == (90, 90, 200)
     assert summary["data"]["shape"] == [1, 6, 6]
-    assert set(summary["fingerprints"]) == {"weights", "data", "fit_data", "spec"}
+    assert set(summary["fingerprints"]) == {"weights", "data", "fit_data", "spec", "code"}
     assert summary["versions"] == {
         "poise": poise.__version__, "python": summary["versions"]["python"], "torch": torch.__version__
     }  # fmt: skip
@@ -299,13 +299,14 @@ def test_fingerprints_are_those_of_the_files(summary: dict[str, Any]) -> None:
     assert recorded["data"] == data_sources.load(made.data).fingerprint()
     assert recorded["fit_data"] == data_sources.load(held_out()).fingerprint()
     assert recorded["weights"] == poise.models.fingerprint(poise.models.load(made.model))
+    assert recorded["code"] == poise.models.code_fingerprint(made.model)
 
 
 def test_without_a_defence_that_learns_nothing_is_held_out(tmp_path: Path) -> None:
     summary = audit(spec(defences=("none",), samples=5), tmp_path / "run")
     assert summary["data"]["fit_samples"] == 0
     assert (summary["data"]["samples"], summary["data"]["available"]) == (5, 40)
-    assert set(summary["fingerprints"]) == {"weights", "data", "spec"}
+    assert set(summary["fingerprints"]) == {"weights", "data", "spec", "code"}
     assert summary["costs"] is None
 
 

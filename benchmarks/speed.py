@@ -1,6 +1,6 @@
 """What an attack costs beyond the model: its wall time against the same number of bare passes, in one run.
 
-    python benchmarks/speed.py [--check] [--pairs 7] [--queries 8] [--threads 2] [--device cpu]
+    python benchmarks/speed.py [--check] [--pairs 7] [--queries 8] [--threads 1] [--device cpu]
                                [--json FILE]
 
 ResNet-20 for CIFAR-10 at batch 256. The attack and the bare passes are timed in turn, A B A B …, and the figure is the
@@ -199,7 +199,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 where a limit is missed")
     parser.add_argument("--pairs", type=int, default=7, help="timed pairs per attack")
     parser.add_argument("--queries", type=int, default=8, help="forward passes of each Square run")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads; several wait on each other where cores are shared"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="file for the ratios")
     given = parser.parse_args()

@@ -17,12 +17,24 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "poise"
 BASE = {"errors", "types", "rng", "table", "spec"}
 PARTS = BASE | {"constraints", "objectives", "targets"}
 ATTACKS = PARTS | {"searches", "attacks"}
-DEFENSES = {"errors", "types"}
-LIBRARY = ATTACKS | {"recipebook", "defenses", "detectors", "training", "certify", "models", "data", "metrics"}
-REPORT = {"errors", "table", "metrics"}
+DEFENSES = {"errors", "types", "files"}
+LIBRARY = ATTACKS | {
+    "recipebook",
+    "peers",
+    "illusion",
+    "defenses",
+    "detectors",
+    "training",
+    "certify",
+    "models",
+    "data",
+    "metrics",
+}
+REPORT = {"errors", "table", "metrics", "files"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "table": {"errors"},
     "spec": {"errors"},
     "types": {"errors"},
@@ -32,23 +44,25 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": BASE,
     "searches": PARTS,
     "attacks": PARTS | {"searches"},
-    "recipebook": ATTACKS,
+    "peers": ATTACKS,
+    "recipebook": ATTACKS | {"peers"},
     "defenses": DEFENSES,
     "detectors": DEFENSES,
     "training": ATTACKS | {"recipebook", "defenses"},
     "certify": ATTACKS | {"recipebook", "defenses"},
+    "illusion": ATTACKS | {"recipebook", "defenses"},
     "data": {"errors", "types", "rng"},
-    "models": {"errors", "types", "targets", "data"},
+    "models": {"errors", "types", "targets", "data", "files"},
     "metrics": {"errors"},
     "report": REPORT,
     "checks": LIBRARY,
-    "experiments": LIBRARY | {"checks", "report", "poise"},
+    "experiments": LIBRARY | {"checks", "report", "poise", "files"},
     "cli": LIBRARY | {"checks", "report", "experiments", "poise"},
     "poise": LIBRARY | {"checks", "report"},
 }
 """Which parts each part may import, besides itself; "poise" is the package's own __init__ and its public names."""
 
-WITHOUT_TORCH = {"errors", "table", "spec", "metrics", "report"}
+WITHOUT_TORCH = {"errors", "files", "table", "spec", "metrics", "report"}
 """Parts that read numbers and tables only."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from hashlib import blake2b
 
 import numpy as np
@@ -237,3 +238,50 @@ def test_names_must_be_a_row_of_int64(ids: torch.Tensor) -> None:
 def test_integers_need_a_range() -> None:
     with pytest.raises(InputError, match=r"Rng.integers: high must be at least 1, got 0"):
         Rng(0, torch.arange(1)).integers("p", 0, torch.arange(1), 0)
+
+
+# --- forks ---
+
+
+def forks_are_fresh(fork: Callable[[Rng, int], Rng]) -> None:
+    """Streams of branches, of forks of forks, of the trunk and of other seeds: all different, pairwise independent.
+
+    Neighbouring seeds and branches above all: seed 1's first branch must not be seed 0's second one.
+    """
+    ids = torch.arange(3)
+    streams = [Rng(seed, ids) for seed in range(3)]
+    streams += [fork(Rng(seed, ids), branch) for seed in range(3) for branch in range(4)]
+    streams += [fork(fork(Rng(0, ids), first), second) for first in range(3) for second in range(3)]
+    values = [draws(stream, count=2000) for stream in streams]
+    firsts = {value.tobytes() for value in values}
+    assert len(firsts) == len(streams)
+    for first, second in ((0, 3), (3, 4), (4, 7), (7, 8), (15, 3), (15, 16), (16, 18)):
+        assert_independent(values[first].ravel(), values[second].ravel())
+    for value in values:
+        assert_uniform(value.ravel())
+
+
+def test_forks_are_fresh() -> None:
+    forks_are_fresh(Rng.fork)
+
+
+def _adds_up(rng: Rng, branch: int) -> Rng:
+    """Seed and branch in one sum: (0, 1) and (1, 0) are the same stream."""
+    return Rng(mix_int((rng.seed + branch + 1) * GAMMA) >> 1, rng.sample_ids)
+
+
+@pytest.mark.parametrize("twin", [_adds_up, lambda rng, branch: rng, lambda rng, branch: Rng(rng.seed, rng.sample_ids)])
+def test_stale_forks_are_noticed(twin: Callable[[Rng, int], Rng]) -> None:
+    with pytest.raises(AssertionError):
+        forks_are_fresh(twin)
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1), branch=st.integers(0, 2**40))
+def test_a_fork_equals_the_reference_and_knows_samples_by_name(seed: int, branch: int) -> None:
+    name = int.from_bytes(blake2b(b"fork", digest_size=8).digest(), "little")
+    expected = splitmix64(splitmix64(seed * GAMMA + name) + (branch + 1) * GAMMA)
+    forked = Rng(seed, torch.tensor([4, -9])).fork(branch)
+    assert forked.seed % 2**64 == expected
+    alone = Rng(seed, torch.tensor([-9])).fork(branch)
+    both = forked.bits("p", 0, torch.tensor([1]), (3,))
+    assert torch.equal(both, alone.bits("p", 0, torch.tensor([0]), (3,)))

@@ -284,7 +284,9 @@ def problem(
     """What a search is given before its first question, for driving its generator by hand."""
     names = torch.arange(len(clean)) if ids is None else ids
     over = torch.zeros(len(clean), dtype=torch.bool)
-    return Problem(clean, constraint or Linf(0.1), box or Box(), Rng(seed, names), budget, over)
+    best, merit = clean.clone(), clean.new_full((len(clean),), torch.inf)
+    rng = Rng(seed, names)
+    return Problem(clean, constraint or Linf(0.1), box or Box(), rng, budget, over, classes=3, best=best, merit=merit)
 
 
 def drive(case: Case, objective: Objective, search: Search, constraint: Constraint, **settings) -> Run:

@@ -28,10 +28,12 @@ class Watch:
     Args:
         on_progress: called after every ask.
         checkpoints: numbers of queries after which confidence and prediction are kept in `AttackResult.curve`.
+        trace: keep margin, confidence, loss and step of every point in `AttackResult.trace`; grows with the budget.
     """
 
     on_progress: OnProgress | None = None
     checkpoints: tuple[int, ...] = ()
+    trace: bool = False
 
 
 NOTHING = Watch()
@@ -103,6 +105,7 @@ def attack(
             seed=seed,
             on_progress=_shifted(watch.on_progress, start, len(images)),
             checkpoints=tuple(sorted({q for q in watch.checkpoints if q <= budget})),
+            trace=watch.trace,
         )
         clean = images[rows].detach().to(target.device).clone(memory_format=torch.contiguous_format).clamp_(low, high)
         run = driver.run(clean)
@@ -182,6 +185,8 @@ def _part(run: Run, clean: Tensor, driver: Driver, seconds: float, spec: str) ->
         "accepted": run.bound.accept(after, torch.arange(len(clean), device=clean.device)),
         "queries": run.meter.queries,
         "gradients": run.meter.gradients,
+        "zero_gradients": run.zero_gradients,
+        "improved_at": run.improved_at,
         "linf": change.abs().amax(dim=1),
         "l2": change.norm(dim=1),
     }
@@ -190,6 +195,7 @@ def _part(run: Run, clean: Tensor, driver: Driver, seconds: float, spec: str) ->
             -1, None
         ),
         pl.Series("stop", [("success", "budget", "finished")[code] for code in stop]),
+        (pl.lit(None) if run.aside is None else pl.Series((-run.aside).cpu().numpy())).alias("wrong_confidence"),
         pl.lit(seconds).alias("seconds"),
         pl.lit(driver.seed).alias("seed"),
         pl.lit(spec).alias("spec"),
@@ -200,7 +206,20 @@ def _part(run: Run, clean: Tensor, driver: Driver, seconds: float, spec: str) ->
         scores_before=run.clean.scores,
         scores=run.best.scores,
         curve=_curve(run, driver.sample_ids),
+        trace=_trace(run, driver.sample_ids),
     )
+
+
+def _trace(run: Run, ids: Tensor) -> pl.DataFrame:
+    frames = []
+    for at in run.trace:
+        rows = {"id": ids[at.ids], "queries": at.queries, "margin": at.margin, "confidence": at.confidence}
+        frame = pl.DataFrame({name: value.cpu().numpy() for name, value in (rows | {"loss": at.loss}).items()})
+        step = (
+            pl.Series("step", at.step.cpu().numpy()) if isinstance(at.step, Tensor) else pl.lit(at.step).alias("step")
+        )
+        frames.append(frame.with_columns(pl.lit(at.iteration).alias("iteration"), step))
+    return pl.concat([table.empty_trace(), *(table.cast_trace(frame) for frame in frames)])
 
 
 def _curve(run: Run, ids: Tensor) -> pl.DataFrame:
@@ -223,4 +242,5 @@ def _joined(parts: list[AttackResult], images: Tensor, classes: int) -> AttackRe
         scores_before=joined([part.scores_before for part in parts]),
         scores=joined([part.scores for part in parts]),
         curve=pl.concat([table.empty_curve(), *(part.curve for part in parts)]),
+        trace=pl.concat([table.empty_trace(), *(part.trace for part in parts)]),
     )

@@ -78,6 +78,11 @@ class Rng:
                 f"Rng: sample_ids must be (n,) int64, got {tuple(self.sample_ids.shape)} {self.sample_ids.dtype}"
             )
 
+    def fork(self, branch: int) -> Rng:
+        """Streams of the same samples that are independent of these and of every other branch's."""
+        base = mix_int(self.seed * _GAMMA + _purpose_key("fork"))
+        return Rng(_signed(mix_int(base + (branch + 1) * _GAMMA)), self.sample_ids)
+
     def bits(self, purpose: str, step: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(m, *shape) int64, every bit a fair coin."""
         base = mix_int(self.seed * _GAMMA + _purpose_key(purpose))

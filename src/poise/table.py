@@ -17,6 +17,9 @@ SCHEMA: dict[str, pl.DataType] = {
     "queries": pl.Int64(),  # forward passes asked for this sample, the clean one included
     "queries_to_success": pl.Int64(),  # queries when the objective was first reached, null if never
     "gradients": pl.Int64(),  # backward passes
+    "zero_gradients": pl.Int64(),  # how many of those were zero everywhere
+    "improved_at": pl.Int64(),  # queries when the returned image was found, 1 where it is the clean one
+    "wrong_confidence": pl.Float64(),  # highest probability of a wrong class seen (MaxConfidence), else null
     "linf": pl.Float64(),  # largest pixel change, in units of the pixel range's numbers
     "l2": pl.Float64(),  # Euclidean length of the change
     "stop": pl.String(),  # "success", "budget" or "finished" (the search ended by itself)
@@ -49,3 +52,25 @@ def empty_curve() -> pl.DataFrame:
 def cast_curve(frame: pl.DataFrame) -> pl.DataFrame:
     """frame with the curve's columns, in order and of the right types."""
     return frame.select(pl.col(name).cast(kind) for name, kind in CURVE.items())
+
+
+TRACE: dict[str, pl.DataType] = {
+    "id": pl.Int64(),
+    "iteration": pl.Int64(),  # 0 is the clean image
+    "queries": pl.Int64(),  # forward passes spent on this sample
+    "margin": pl.Float64(),  # logit of the clean prediction minus the highest other one; negative where it flipped
+    "confidence": pl.Float64(),  # probability of the clean prediction
+    "loss": pl.Float64(),  # what the search follows
+    "step": pl.Float64(),  # length of the step that led here, in units of eps's; null where a search has none
+}
+"""Columns of the trace, one row per point that was asked for."""
+
+
+def empty_trace() -> pl.DataFrame:
+    """A trace without rows."""
+    return pl.DataFrame(schema=TRACE)
+
+
+def cast_trace(frame: pl.DataFrame) -> pl.DataFrame:
+    """frame with the trace's columns, in order and of the right types."""
+    return frame.select(pl.col(name).cast(kind) for name, kind in TRACE.items())

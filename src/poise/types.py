@@ -82,6 +82,7 @@ class AttackResult:
         scores: (n, K) the target's answer at `images`, as recorded when those very tensors were queried.
         curve: best confidence and prediction after each checkpoint's number of queries (columns in
             `poise.table.CURVE`).
+        trace: every point that was asked for, where a trace was wanted (columns in `poise.table.TRACE`).
     """
 
     images: Tensor
@@ -89,3 +90,4 @@ class AttackResult:
     scores_before: Tensor
     scores: Tensor
     curve: pl.DataFrame
+    trace: pl.DataFrame

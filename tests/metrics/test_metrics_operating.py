@@ -34,12 +34,13 @@ def test_nothing_and_everything_accepted() -> None:
 
 
 def check_shares(shares) -> None:
-    def holds(row, t: float) -> None:
+    def holds(row, fixed: float) -> None:
         c, h = row
-        right, wrong, deferred = shares(c, h, t)
-        assert right == pytest.approx(sum(ci > t and hi == 1 for ci, hi in zip(c, h, strict=True)) / len(c))
-        assert wrong == pytest.approx(sum(ci > t and hi == 0 for ci, hi in zip(c, h, strict=True)) / len(c))
-        assert right + wrong + deferred == pytest.approx(1)
+        for t in (fixed, float(c[0])):  # a tie with the threshold in every case, whatever is drawn
+            right, wrong, deferred = shares(c, h, t)
+            assert right == pytest.approx(sum(ci > t and hi == 1 for ci, hi in zip(c, h, strict=True)) / len(c))
+            assert wrong == pytest.approx(sum(ci > t and hi == 0 for ci, hi in zip(c, h, strict=True)) / len(c))
+            assert right + wrong + deferred == pytest.approx(1)
 
     for_all(holds, columns(), st.sampled_from([0.0, 0.2, 0.5, 2 / 3, 0.9, 1.0]))
 

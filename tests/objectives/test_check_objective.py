@@ -11,12 +11,28 @@ import torch
 from torch import Tensor
 
 from poise.checks.objectives import CheckError, check_objective
-from poise.objectives import MMA, OBJECTIVES, OCA, RCA, UCA, ConfSmooth, KeepLabel, Margin, Targeted, TowardsClass
+from poise.objectives import (
+    MMA,
+    OBJECTIVES,
+    OCA,
+    RCA,
+    UCA,
+    ConfSmooth,
+    KeepLabel,
+    Margin,
+    Targeted,
+    ThroughTemperature,
+    TowardsClass,
+)
 from poise.objectives.base import Bound, downwards, of_class
 from poise.rng import Rng
 from poise.types import Access, Outputs
 
-SPECIAL = {"KeepLabel": [KeepLabel(UCA()), KeepLabel(UCA(), 0.0)], "TowardsClass": [TowardsClass(1)]}
+SPECIAL = {
+    "KeepLabel": [KeepLabel(UCA()), KeepLabel(UCA(), 0.0)],
+    "TowardsClass": [TowardsClass(1)],
+    "ThroughTemperature": [ThroughTemperature(UCA(), 3.0), ThroughTemperature(KeepLabel(OCA()), 0.2)],
+}
 VARIANTS = [
     *(one for name, kind in OBJECTIVES.items() for one in SPECIAL.get(name, [kind])),
     UCA(follow="cross-entropy", label="true"),

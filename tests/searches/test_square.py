@@ -440,7 +440,7 @@ def test_share_of_the_first_window(search: Square, constraint: object, expected:
     [
         (lambda: Square(p=0.0), r"Square: p must be in \(0, 1\], got 0.0"),
         (lambda: Square(p=1.5), r"Square: p must be in \(0, 1\], got 1.5"),
-        (lambda: Square(start="bumps"), "Square: start must be 'clean' or 'stripes', got 'bumps'"),
+        (lambda: Square(start="bumps"), "Square: start must be 'clean', 'stripes' or 'best', got 'bumps'"),
         (lambda: Square(horizon=0), "Square: horizon must be at least 1, got 0"),
         (lambda: next(Square().run(problem(torch.zeros(1, 1, 2, 2), constraint=object()))), "must be Linf or L2"),
     ],

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.errors import PoiseError
-from poise.targets.meter import Meter
+from poise.targets.meter import Meter, PartLoss
 from poise.types import Outputs
-from toys import RecordingTarget, linear_case
+from toys import RecordingTarget, generator, linear_case
 
 CASE = linear_case(4)
 
@@ -20,7 +20,7 @@ def meter(budget: int) -> tuple[Meter, RecordingTarget]:
     return Meter(target, CASE.ids, budget), target
 
 
-def loss(answer: Outputs) -> torch.Tensor:
+def loss(answer: Outputs, rows: slice) -> torch.Tensor:
     return answer.logits[:, 0]
 
 
@@ -71,3 +71,65 @@ def test_beyond_the_budget_nothing_is_asked() -> None:
             ask(CASE.images[one], one)
         assert "\n" not in str(caught.value)
     assert target.counted(CASE.ids, gradients=False) == [0, 2, 0, 0]
+
+
+# --- gradients in parts of the target's batch size ---
+
+
+class Counting(RecordingTarget):
+    """Remembers how many points each call for gradients held."""
+
+    def __init__(self, *arguments, **declared) -> None:
+        super().__init__(*arguments, **declared)
+        self.sizes: list[int] = []
+
+    def gradient(self, x, ids, loss):
+        self.sizes.append(len(x))
+        return super().gradient(x, ids, loss)
+
+
+POINTS = torch.rand(7, 1, 4, 4, generator=generator(3), dtype=torch.float64)
+ROWS = torch.tensor([3, 0, 0, 2, 3, 1, 0])
+PULLS = torch.tensor([1.0, -2.0, 3.0, 0.5, 0.0, 7.0, -1.0], dtype=torch.float64)
+
+
+def pulled(answer: Outputs, rows: slice) -> torch.Tensor:
+    """A loss that depends on the position in the whole ask."""
+    return answer.logits[:, 0] * PULLS[rows]
+
+
+def gradients_in_parts(batch_size: int, part_loss: PartLoss = pulled) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    target = Counting(CASE.module(), num_classes=3, batch_size=batch_size)
+    ledger = Meter(target, CASE.ids, 100)
+    answer, slope = ledger.gradient(POINTS, ROWS, part_loss, repeats=3)
+    assert ledger.queries.tolist() == ledger.gradients.tolist() == [3, 1, 1, 2]
+    assert ledger.spent == 3
+    assert [name for ids, *_ in target.log for name in ids.tolist()] == CASE.ids[ROWS].tolist()
+    return target.sizes, answer.scores, slope
+
+
+def parts_give_the_whole(part_loss: PartLoss) -> None:
+    expected = PULLS.view(-1, 1, 1, 1) * CASE.weight[0]
+    for batch_size, sizes in ((256, [7]), (7, [7]), (6, [6, 1]), (3, [3, 3, 1]), (1, [1] * 7)):
+        seen, scores, slope = gradients_in_parts(batch_size, part_loss)
+        assert seen == sizes
+        torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(scores, gradients_in_parts(256)[1])
+
+
+def test_gradients_come_in_parts_of_the_batch_size() -> None:
+    parts_give_the_whole(pulled)
+
+
+def test_a_loss_that_ignores_which_part_it_judges_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        parts_give_the_whole(lambda answer, rows: answer.logits[:, 0] * PULLS[: len(answer.scores)])
+
+
+def test_no_points_cost_nothing() -> None:
+    ledger, target = meter(5)
+    answer, slope = ledger.gradient(POINTS[:0], ROWS[:0], loss)
+    assert answer.scores.shape == (0, 3)
+    assert slope.shape == (0, 1, 4, 4)
+    assert ledger.queries.tolist() == ledger.gradients.tolist() == [0] * 4
+    assert target.counted(CASE.ids, gradients=False) == [0] * 4

@@ -90,7 +90,10 @@ class _Subject:
     def problem(self, names: Tensor) -> Problem:
         clean = torch.stack([_image(int(name)) for name in names])
         over = torch.zeros(len(names), dtype=torch.bool)
-        return Problem(clean, self.constraint, Box(), Rng(0, names), self.budget, over)
+        return Problem(
+            clean, self.constraint, Box(), Rng(0, names), self.budget, over,
+            classes=3, best=clean.clone(), merit=clean.new_full((len(clean),), torch.inf),
+        )  # fmt: skip
 
 
 def _image(seed: int) -> Tensor:

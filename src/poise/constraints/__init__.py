@@ -1,7 +1,8 @@
 """Where a point may lie."""
 
+from poise.constraints.anywhere import Anywhere
 from poise.constraints.base import Box, Constraint
 from poise.constraints.l2 import L2
 from poise.constraints.linf import Linf
 
-__all__ = ["L2", "Box", "Constraint", "Linf"]
+__all__ = ["L2", "Anywhere", "Box", "Constraint", "Linf"]

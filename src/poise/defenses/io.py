@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from poise.defenses.base import PostHoc
 from poise.defenses.registry import DEFENSES
 from poise.errors import InputError
+from poise.files import whole
 
 _FORMAT = "poise-defense-1"
 
@@ -48,12 +48,8 @@ def save(defense: PostHoc, path: str | Path) -> None:
         "poise_version": version("poise"),
     }
     metadata["sha256"] = _digest(metadata, tensors)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as temporary:
         save_file(tensors, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path, *, classes: tuple[type[PostHoc], ...] = ()) -> PostHoc:

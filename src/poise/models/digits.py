@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from poise.data.digits import SPLIT_SEED, digits
 from poise.data.uri import brief
 from poise.errors import InputError
+from poise.files import whole
 from poise.models.small import DigitsCNN
 from poise.models.weights import fingerprint, put_state, read_state
 
@@ -170,19 +170,5 @@ def _read(file: Path, module: nn.Module) -> bool:
 def _write(file: Path, module: nn.Module) -> None:
     """Writes weights and fingerprint under a temporary name, then renames the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _renamed(file) as temporary:
+    with whole(file) as temporary:
         save_file(module.state_dict(), temporary, metadata={"fingerprint": fingerprint(module)})
-
-
-@contextmanager
-def _renamed(file: Path) -> Iterator[Path]:
-    """A temporary name beside `file`, renamed to it when all went well, removed otherwise."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.replace(file)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()

@@ -3,6 +3,8 @@
 from poise.objectives.base import Bound, Objective
 from poise.objectives.confidence import MMA, OCA, RCA, UCA, ConfSmooth
 from poise.objectives.keep_label import KeepLabel
+from poise.objectives.lowest import MinConfidence, RandomConfidence
+from poise.objectives.max_confidence import MaxConfidence
 from poise.objectives.misclassification import (
     CrossEntropy,
     Margin,
@@ -11,12 +13,15 @@ from poise.objectives.misclassification import (
     Targeted,
     TowardsClass,
 )
+from poise.objectives.through_temperature import ThroughTemperature
+from poise.objectives.unconditional import Unconditional
 
 OBJECTIVES = {
     kind.__name__: kind
     for kind in (
-        UCA, OCA, MMA, RCA, ConfSmooth, KeepLabel,
-        Margin, ProbabilityMargin, CrossEntropy, Misclassify, Targeted, TowardsClass,
+        UCA, OCA, MMA, RCA, ConfSmooth, MinConfidence, RandomConfidence, KeepLabel, ThroughTemperature,
+        Margin, ProbabilityMargin, CrossEntropy, Misclassify, Targeted, TowardsClass, MaxConfidence,
+        Unconditional,
     )
 }  # fmt: skip
 """Every objective by its public name."""
@@ -32,9 +37,14 @@ __all__ = [
     "CrossEntropy",
     "KeepLabel",
     "Margin",
+    "MaxConfidence",
+    "MinConfidence",
     "Misclassify",
     "Objective",
     "ProbabilityMargin",
+    "RandomConfidence",
     "Targeted",
+    "ThroughTemperature",
     "TowardsClass",
+    "Unconditional",
 ]

@@ -42,6 +42,10 @@ class Bound:
         """(m,) what the search follows downhill; differentiable in the scores."""
         raise TypeError(f"{type(self).__name__} must define loss(outputs, ids)")
 
+    def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
+        """(m,) the loss that a search asked for by number, aim (m,); the loss itself where a goal has one alone."""
+        return self.loss(outputs, ids)
+
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
         """(m,) what the attacker wants and results are ranked by, lower is better; the loss unless stated."""
         return self.loss(outputs, ids)
@@ -49,6 +53,10 @@ class Bound:
     def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
         """(m,) bool: the point would do as a result."""
         return torch.ones_like(ids, dtype=torch.bool)
+
+    def aside(self, outputs: Outputs, ids: Tensor) -> Tensor | None:
+        """(m,) a second figure whose lowest value over all contained points is reported; None where there is none."""
+        return None
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
         """(m,) bool: the goal is reached; asked only of points that are accepted and better than all before."""

@@ -185,6 +185,10 @@ class _Split(LabelKeeping):
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return torch.where(self.over[ids], self.over_goal.loss(outputs, ids), self.under_goal.loss(outputs, ids))
 
+    def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
+        over, under = self.over_goal.aimed(outputs, ids, aim), self.under_goal.aimed(outputs, ids, aim)
+        return torch.where(self.over[ids], over, under)
+
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return torch.where(self.over[ids], self.over_goal.merit(outputs, ids), self.under_goal.merit(outputs, ids))
 

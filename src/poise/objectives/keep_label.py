@@ -20,8 +20,14 @@ class _Kept(Bound):
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return self.inner.loss(outputs, ids)
 
+    def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
+        return self.inner.aimed(outputs, ids, aim)
+
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return self.inner.merit(outputs, ids)
+
+    def aside(self, outputs: Outputs, ids: Tensor) -> Tensor | None:
+        return self.inner.aside(outputs, ids)
 
     def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
         kept = outputs.labels == self.k[ids]

@@ -1,11 +1,54 @@
 """How points are proposed: one flat generator per paper's algorithm."""
 
+from poise.searches.ace import ACE
 from poise.searches.adaptive import AdaptivePGD
+from poise.searches.apgd import APGD
 from poise.searches.base import Ask, Problem, Reply, Search
+from poise.searches.cascade import Cascade, Stage
+from poise.searches.confidence_pgd import ConfidencePGD
+from poise.searches.crossing_square import CrossingSquare
+from poise.searches.every_class import EveryClass
+from poise.searches.fab import FAB
+from poise.searches.momentum import MomentumPGD
+from poise.searches.negative import Negative
+from poise.searches.newton_fool import NewtonFool
+from poise.searches.noise import Noise
 from poise.searches.pgd import PGD, DropoutPGD
+from poise.searches.sources import EOT, Autograd, Source
 from poise.searches.square import Square
 
-SEARCHES = {kind.__name__: kind for kind in (Square, PGD, DropoutPGD, AdaptivePGD)}
+SEARCHES = {
+    kind.__name__: kind
+    for kind in (
+        Square, CrossingSquare, PGD, DropoutPGD, AdaptivePGD, MomentumPGD, APGD, ConfidencePGD, ACE, NewtonFool, FAB,
+        Noise, Negative, EveryClass, Cascade,
+    )
+}  # fmt: skip
 """Every search by its public name."""
 
-__all__ = ["PGD", "SEARCHES", "AdaptivePGD", "Ask", "DropoutPGD", "Problem", "Reply", "Search", "Square"]
+__all__ = [
+    "ACE",
+    "APGD",
+    "EOT",
+    "FAB",
+    "PGD",
+    "SEARCHES",
+    "AdaptivePGD",
+    "Ask",
+    "Autograd",
+    "Cascade",
+    "ConfidencePGD",
+    "CrossingSquare",
+    "DropoutPGD",
+    "EveryClass",
+    "MomentumPGD",
+    "Negative",
+    "NewtonFool",
+    "Noise",
+    "Problem",
+    "Reply",
+    "Search",
+    "Source",
+    "Square",
+    "Stage",
+]

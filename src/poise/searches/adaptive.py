@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -11,6 +11,7 @@ from poise.constraints.l2 import per_row
 from poise.errors import InputError
 from poise.searches.base import Ask, Problem, Steps
 from poise.searches.gradient import begin, check_steps, drop_finished
+from poise.searches.sources import AUTOGRAD, Source
 from poise.types import Access
 
 
@@ -29,18 +30,19 @@ class AdaptivePGD:
             and
             stay, or "literal", which stays and repeats the same step for ever (Alg. 1 as printed).
         random_start: begin at a random point of the ball; where that is not accepted, at the clean image.
+        source: where gradients come from.
 
     The paper prints x + a sign(grad); all of its tests reward a falling loss, so the step goes down here. a is
     capped at 2 eps,
     beyond which nothing changes.
     """
 
-    access: ClassVar[Access] = Access.GRADIENTS
     steps: int = 20
     step: float = 5 / 255
     growth: float = 1.1
     on_no_improve: Literal["move", "halve", "literal"] = "move"
     random_start: bool = False
+    source: Source = AUTOGRAD
 
     def __post_init__(self) -> None:
         check_steps("AdaptivePGD", self.steps, self.step)
@@ -51,7 +53,15 @@ class AdaptivePGD:
                 f"AdaptivePGD: on_no_improve must be 'move', 'halve' or 'literal', got '{self.on_no_improve}'"
             )
 
+    @property
+    def access(self) -> Access:
+        """What the source of its gradients needs."""
+        return self.source.access
+
     def run(self, problem: Problem) -> Steps:
+        return self.source.through(self._run(problem), problem)
+
+    def _run(self, problem: Problem) -> Steps:
         constraint, box, clean = problem.constraint, problem.box, problem.clean
         at = yield from begin(problem, random_start=self.random_start, fall_back=True)
         a = torch.full((len(clean),), min(self.step, 2 * constraint.eps), device=clean.device, dtype=clean.dtype)
@@ -61,7 +71,7 @@ class AdaptivePGD:
             rows, more = at.ids, t + 1 < self.steps
             step = per_row(a[rows], at.x) * constraint.steepest(at.gradient)
             candidate = constraint.project(at.x - step, clean[rows], box)
-            reply = yield Ask(candidate, rows, grad=more)
+            reply = yield Ask(candidate, rows, grad=more, step=a[rows])
             if not more:
                 return
             kept, fell = reply.accept, reply.accept & (reply.loss < at.loss)

@@ -24,6 +24,8 @@ class Ask:
         grad: also return d loss / d x (one forward and one backward pass).
         probe: a finite-difference point: charged, never returned as the result.
         repeats: the most points of any one sample in this ask.
+        aim: (m,) float, which of the goal's losses each point follows (`Bound.aimed`); None is the goal's own.
+        step: (m,) or one number, the step length that led here, for the trace alone.
     """
 
     x: Tensor
@@ -31,6 +33,8 @@ class Ask:
     grad: bool = False
     probe: bool = False
     repeats: int = 1
+    aim: Tensor | None = None
+    step: Tensor | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,9 @@ class Problem:
         constraint, box: where points may lie.
         rng: random streams of the n samples.
         budget: most queries per sample, the clean one included.
+        classes: K.
+        best: (n, C, H, W), the driver's own best points so far, to be read; a search may begin there.
+        merit: (n,) their merit, +inf before the clean points are answered.
     """
 
     clean: Tensor
@@ -68,6 +75,9 @@ class Problem:
     rng: Rng
     budget: int
     over: Tensor
+    classes: int
+    best: Tensor
+    merit: Tensor
 
     @property
     def everyone(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poise.constraints.base import Box, Constraint
 from poise.errors import PoiseError
-from poise.objectives.base import Bound, Objective
+from poise.objectives.base import Bound, Objective, logit_margin, of_class
 from poise.rng import Rng
 from poise.searches.base import Ask, Problem, Reply, Search, Steps
 from poise.targets.base import Target
@@ -72,7 +72,24 @@ class Run:
     clean_merit: Tensor
     done: Tensor
     queries_to_success: Tensor
+    improved_at: Tensor
+    zero_gradients: Tensor
+    aside: Tensor | None
     curve: list[tuple[int, Tensor]] = field(default_factory=list)
+    trace: list[Traced] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The points of one ask: rows, what they had cost by then, and the figures a trace shows; all (m,)."""
+
+    iteration: int
+    ids: Tensor
+    queries: Tensor
+    margin: Tensor
+    confidence: Tensor
+    loss: Tensor
+    step: Tensor | float | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ class Driver:
         seed: of the random streams.
         on_progress: called after every ask, with numbers known without a device synchronisation.
         checkpoints: numbers of queries after which the best answers so far are kept in `Run.curve`, ascending.
+        trace: keep the figures of every point in `Run.trace`.
     """
 
     target: Target
@@ -99,16 +117,19 @@ class Driver:
     seed: int
     on_progress: OnProgress | None = None
     checkpoints: tuple[int, ...] = ()
+    trace: bool = False
 
     def run(self, clean: Tensor) -> Run:
         """Attacks clean (n, C, H, W), n at most the target's batch size; verifies every result before it returns."""
         over = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         box, rng = Box(*self.target.bounds), Rng(self.seed, self.sample_ids)
-        problem = Problem(clean, self.constraint, box, rng, self.budget, over)
+        merit = clean.new_full(over.shape, torch.inf, dtype=_float_of(clean.device))
+        classes, best = self.target.num_classes, clean.clone()
+        problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit)
         steps = self.search.run(problem)
         with self.target.session(self.seed), closing(steps):
             ask = next(steps, None)
-            if ask is None or ask.x is not clean:
+            if ask is None or ask.x is not clean or ask.aim is not None:
                 raise PoiseError(
                     f"{type(self.search).__name__}: the first points a search asks for must be the clean ones"
                 )
@@ -155,32 +176,41 @@ class Driver:
         meter, ids, gradient = Meter(self.target, self.sample_ids, self.budget), ask.ids, None
         bound: list[Bound] = []
 
-        def first_loss(outputs: Outputs) -> Tensor:
-            detached = Outputs(outputs.scores.detach(), outputs.kind)
+        def first_loss(answer: Outputs, rows: slice) -> Tensor:
+            detached = Outputs(answer.scores.detach(), answer.kind)
             bound.append(self.objective.bind(detached, self.labels, ids, problem.rng))
-            return bound[0].loss(outputs, ids)
+            return bound[0].loss(answer, ids)
 
         if ask.grad:
             answer, gradient = meter.gradient(ask.x, ids, first_loss)
         else:
             answer = meter.query(ask.x, ids)
-            first_loss(answer)
+            first_loss(answer, slice(None))
         outputs = Outputs(answer.scores.clone(), answer.kind)  # a target may reuse its buffer for the next answer
         goal = bound[0]
         problem.over.copy_(goal.over)
         merit = goal.merit(outputs, ids)
         done = goal.done(outputs, ids) & goal.accept(outputs, ids)
+        problem.merit.copy_(merit)
         run = Run(
             problem=problem,
             meter=meter,
             bound=goal,
-            best=Best(problem.clean.clone(), outputs.scores.clone(), merit.clone()),
+            best=Best(problem.best, outputs.scores.clone(), problem.merit),
             clean=outputs,
             clean_merit=merit,
             done=done,
             queries_to_success=torch.where(done, 1, -1),
+            improved_at=torch.ones_like(ids),
+            zero_gradients=torch.zeros_like(ids),
+            aside=goal.aside(outputs, ids),
         )
-        return run, Reply(goal.loss(outputs, ids), goal.accept(outputs, ids), _active(run), gradient)
+        if gradient is not None:
+            _count_flat(run, ids, gradient)
+        loss = goal.loss(outputs, ids)
+        if self.trace:
+            _keep_trace(run, ask, outputs, loss)
+        return run, Reply(loss, goal.accept(outputs, ids), _active(run), gradient)
 
     def _answer(self, ask: Ask, run: Run) -> Reply:
         """Answers what the budget allows; points beyond it come back with an infinite loss, unasked."""
@@ -190,9 +220,8 @@ class Driver:
             self._check_repeats(ask)
         affordable = run.meter.affordable(ask.ids, ask.repeats)
         if affordable is None or bool(affordable.all()):
-            return _evaluate(ask, run)
-        part = Ask(ask.x[affordable], ask.ids[affordable], ask.grad, ask.probe, ask.repeats)
-        answered = _evaluate(part, run)
+            return self._evaluate(ask, run)
+        answered = self._evaluate(_part_of(ask, affordable), run)
         loss = torch.full(ask.ids.shape, torch.inf, dtype=answered.loss.dtype, device=ask.x.device)
         loss[affordable] = answered.loss
         accept = torch.zeros_like(affordable)
@@ -203,6 +232,37 @@ class Driver:
             gradient[affordable] = answered.grad
         return Reply(loss, accept, answered.active, gradient)
 
+    def _evaluate(self, ask: Ask, run: Run) -> Reply:
+        ids, bound, gradient = ask.ids, run.bound, None
+        if len(ids) == 0:
+            nothing = torch.zeros(0, dtype=run.clean_merit.dtype, device=ids.device)
+            return Reply(nothing, nothing.bool(), _active(run), ask.x if ask.grad else None)
+
+        def part_loss(answer: Outputs, rows: slice) -> Tensor:
+            return _loss(bound, answer, ids[rows], None if ask.aim is None else ask.aim[rows])
+
+        if ask.grad:
+            outputs, gradient = run.meter.gradient(
+                ask.x,
+                ids,
+                part_loss,
+                ask.repeats,
+            )
+            _count_flat(run, ids, gradient)
+        else:
+            outputs = run.meter.query(ask.x, ids, ask.repeats)
+        accept, loss = bound.accept(outputs, ids), _loss(bound, outputs, ids, ask.aim)
+        if not ask.probe:
+            _record(ask, run, outputs, accept)
+        if self.trace:
+            _keep_trace(run, ask, outputs, loss)
+        return Reply(loss, accept, _active(run), gradient)
+
+
+def _float_of(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
 
 def _next(steps: Steps, reply: Reply) -> Ask | None:
     """What the search asks after this reply; None at its end."""
@@ -212,19 +272,26 @@ def _next(steps: Steps, reply: Reply) -> Ask | None:
         return None
 
 
-def _evaluate(ask: Ask, run: Run) -> Reply:
-    ids, bound, gradient = ask.ids, run.bound, None
-    if len(ids) == 0:
-        nothing = torch.zeros(0, dtype=run.clean_merit.dtype, device=ids.device)
-        return Reply(nothing, nothing.bool(), _active(run), ask.x if ask.grad else None)
-    if ask.grad:
-        outputs, gradient = run.meter.gradient(ask.x, ids, lambda answer: bound.loss(answer, ids), ask.repeats)
-    else:
-        outputs = run.meter.query(ask.x, ids, ask.repeats)
-    accept = bound.accept(outputs, ids)
-    if not ask.probe:
-        _record(ask, run, outputs, accept)
-    return Reply(bound.loss(outputs, ids), accept, _active(run), gradient)
+def _loss(bound: Bound, outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Tensor:
+    return bound.loss(outputs, ids) if aim is None else bound.aimed(outputs, ids, aim)
+
+
+def _part_of(ask: Ask, keep: Tensor) -> Ask:
+    """The points of ask that are marked in keep (m,)."""
+    step = ask.step[keep] if isinstance(ask.step, Tensor) else ask.step
+    aim = None if ask.aim is None else ask.aim[keep]
+    return Ask(ask.x[keep], ask.ids[keep], ask.grad, ask.probe, ask.repeats, aim, step)
+
+
+def _count_flat(run: Run, ids: Tensor, gradient: Tensor) -> None:
+    """Counts the gradients that are zero everywhere."""
+    run.zero_gradients.index_add_(0, ids, (~gradient.flatten(1).any(dim=1)).long())
+
+
+def _keep_trace(run: Run, ask: Ask, outputs: Outputs, loss: Tensor) -> None:
+    ids, k = ask.ids, run.bound.k[ask.ids]
+    margin, confidence = logit_margin(outputs, k), of_class(outputs.probabilities, k)
+    run.trace.append(Traced(len(run.trace), ids, run.meter.queries[ids], margin, confidence, loss.detach(), ask.step))
 
 
 def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
@@ -233,11 +300,16 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
     merit, scores = run.bound.merit(outputs, ids), outputs.scores
     inside = problem.constraint.contains(x, problem.clean[ids]) & problem.box.contains(x)
     better = accept & inside & (merit < run.best.merit[ids])
+    aside = run.bound.aside(outputs, ids)
+    if aside is not None and run.aside is not None:
+        lowest = torch.where(inside, aside, torch.inf).to(run.aside.dtype)
+        run.aside.scatter_reduce_(0, ids, lowest, reduce="amin")
     finished = better & run.bound.done(outputs, ids)
     if ask.repeats > 1:  # several points of one sample: its best alone, so that no row is written twice
         rows = (better & _best_of_each(ids, torch.where(better, merit, torch.inf))).nonzero()[:, 0]
         ids, x, scores, merit, better, finished = (part[rows] for part in (ids, x, scores, merit, better, finished))
     run.best.update(better, ids, x, scores, merit)
+    run.improved_at[ids] = torch.where(better, run.meter.queries[ids], run.improved_at[ids])
     first = finished & ~run.done[ids]
     run.queries_to_success[ids] = torch.where(first, run.meter.queries[ids], run.queries_to_success[ids])
     run.done[ids] = run.done[ids] | finished

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from poise.constraints.l2 import per_row
 from poise.errors import InputError
 from poise.searches.base import Ask, Problem, Reply
 
@@ -55,6 +56,14 @@ def drop_finished(state: Iterate, reply: Reply) -> Iterate:
     """The samples that are still active (one look at the device)."""
     keep = reply.active[state.ids]
     return state if bool(keep.all()) else state.only(keep)
+
+
+def unit_sum(gradient: Tensor) -> Tensor:
+    """Rows scaled to absolute sum 1, in two steps so that nothing vanishes; rows of zeros stay zero."""
+    top = gradient.flatten(1).abs().amax(dim=1)
+    scaled = gradient / per_row(torch.where(top > 0, top, 1), gradient)
+    total = scaled.flatten(1).abs().sum(dim=1)
+    return scaled / per_row(torch.where(total > 0, total, 1), gradient)
 
 
 def check_steps(name: str, steps: int, step: float | None) -> None:

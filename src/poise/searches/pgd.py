@@ -11,6 +11,7 @@ from poise.constraints.l2 import per_row
 from poise.errors import InputError
 from poise.searches.base import Ask, Problem, Steps
 from poise.searches.gradient import begin, check_steps, drop_finished
+from poise.searches.sources import AUTOGRAD, Source
 from poise.types import Access
 
 
@@ -26,18 +27,27 @@ class PGD:
             paper).
             The step is deterministic, so that sample then stands still; `DropoutPGD` and `AdaptivePGD` do not. With
             `undo`, a random start that is not accepted falls back to the clean image.
+        source: where gradients come from, e.g. `EOT(20)` for a model that draws random numbers.
     """
 
-    access: ClassVar[Access] = Access.GRADIENTS
     steps: int = 40
     step: float | None = 2 / 255
     random_start: bool = False
     undo: bool = True
+    source: Source = AUTOGRAD
 
     def __post_init__(self) -> None:
         check_steps("PGD", self.steps, self.step)
 
+    @property
+    def access(self) -> Access:
+        """What the source of its gradients needs."""
+        return self.source.access
+
     def run(self, problem: Problem) -> Steps:
+        return self.source.through(self._run(problem), problem)
+
+    def _run(self, problem: Problem) -> Steps:
         constraint, box, clean = problem.constraint, problem.box, problem.clean
         a = constraint.eps if self.step is None else self.step
         at = yield from begin(problem, random_start=self.random_start, fall_back=self.undo)
@@ -46,7 +56,7 @@ class PGD:
                 return
             more = t + 1 < self.steps
             candidate = constraint.project(at.x - a * constraint.steepest(at.gradient), clean[at.ids], box)
-            reply = yield Ask(candidate, at.ids, grad=more)
+            reply = yield Ask(candidate, at.ids, grad=more, step=a)
             if more:
                 moved = reply.accept if self.undo else torch.ones_like(reply.accept)
                 at = drop_finished(at.where(moved, candidate, reply), reply)
@@ -110,7 +120,7 @@ class DropoutPGD:
             else:
                 candidate = box.project(x0 + mask * (ball.project(at.x + step, x0, box) - x0))
             more = t + 1 < self.steps
-            reply = yield Ask(candidate, at.ids, grad=more)
+            reply = yield Ask(candidate, at.ids, grad=more, step=self.step)
             if more:
                 moved = reply.accept & (reply.loss < at.loss) if self.monotone else reply.accept
                 at = drop_finished(at.where(moved, candidate, reply), reply)

@@ -12,7 +12,7 @@ from poise.constraints.l2 import L2
 from poise.constraints.linf import Linf
 from poise.errors import InputError
 from poise.searches.base import Ask, Problem, Steps
-from poise.searches.squares import L2Squares, LinfSquares
+from poise.searches.squares import L2Squares, LinfSquares, Squares
 from poise.types import Access
 
 SQUARES = {Linf: LinfSquares, L2: L2Squares}
@@ -40,10 +40,15 @@ class Square:
         p: share of the image in the first squares; None is 0.05 for linf and 0.1 for l2 (standard models). The
             AAA paper's runs used 0.3 for all but one model.
         start: "clean" begins at the clean image (calibration attacks: no initial perturbation), "stripes" at vertical
-            stripes (linf) or a grid of bumps (l2), as published.
+            stripes (linf) or a grid of bumps (l2), as published; "best" at the best point that an earlier member of a
+            cascade found.
         horizon: length N of the schedule that shrinks the squares; None is the budget's number of iterations.
             10,000 with a smaller budget reproduces the AAA paper.
         inclusive: draw positions up to the last row and column; the reference code never reaches them.
+        strict: keep only proposals that would do as a result; False goes by the loss alone, for goals whose loss
+            punishes a lost label (`MinConfidence`). What is returned would do in either case.
+        aim: which of the goal's losses to follow (`Bound.aimed`), at the price of one more query from the clean image;
+            None is its own.
 
     A proposal is kept where it is accepted and its loss is strictly lower. One query each. As published, the starting
     pattern replaces the clean image whatever its loss; here only where it is accepted.
@@ -51,15 +56,17 @@ class Square:
 
     access: ClassVar[Access] = Access.LABELS
     p: float | None = None
-    start: Literal["clean", "stripes"] = "clean"
+    start: Literal["clean", "stripes", "best"] = "clean"
     horizon: int | None = None
     inclusive: bool = True
+    strict: bool = True
+    aim: float | None = None
 
     def __post_init__(self) -> None:
         if self.p is not None and not 0 < self.p <= 1:
             raise InputError(f"Square: p must be in (0, 1], got {self.p}")
-        if self.start not in ("clean", "stripes"):
-            raise InputError(f"Square: start must be 'clean' or 'stripes', got '{self.start}'")
+        if self.start not in ("clean", "stripes", "best"):
+            raise InputError(f"Square: start must be 'clean', 'stripes' or 'best', got '{self.start}'")
         if self.horizon is not None and self.horizon < 1:
             raise InputError(f"Square: horizon must be at least 1, got {self.horizon}")
 
@@ -73,22 +80,33 @@ class Square:
         ids = reply.active.nonzero()[:, 0]
         x, loss = problem.clean[ids], reply.loss[ids]
         spent = 1
-        if self.start == "stripes" and len(ids):
-            first = squares.first(ids)
-            reply = yield Ask(first, ids)
-            x = torch.where(reply.accept.view(-1, 1, 1, 1), first, x)
-            loss, spent = torch.where(reply.accept, reply.loss, loss), 2
+        if (self.start != "clean" or self.aim is not None) and len(ids):
+            first = self._first(problem, squares, ids)
+            reply = yield Ask(first, ids, aim=self._aim(ids))
+            taken = reply.accept | (self.start != "stripes") & reply.loss.isfinite()
+            x = torch.where(taken.view(-1, 1, 1, 1), first, x)
+            known = loss if self.aim is None else torch.inf  # the clean answer is the goal's own loss: another scale
+            loss, spent = torch.where(taken, reply.loss, known), 2
             ids, x, loss = _running(reply.active, ids, x, loss)
         horizon = max(problem.budget - spent, 1) if self.horizon is None else self.horizon
         for i in count():
             if not len(ids):
                 return
             candidate = squares.propose(x, ids, fraction(p, i, horizon), i)
-            reply = yield Ask(candidate, ids)
-            better = reply.accept & (reply.loss < loss)
+            reply = yield Ask(candidate, ids, aim=self._aim(ids))
+            better = (reply.loss < loss) & (reply.accept if self.strict else True)
             x = torch.where(better.view(-1, 1, 1, 1), candidate, x)
             loss = torch.where(better, reply.loss, loss)
             ids, x, loss = _running(reply.active, ids, x, loss)
+
+    def _first(self, problem: Problem, squares: Squares, ids: torch.Tensor) -> torch.Tensor:
+        """Where the samples ids begin, if it is to be asked for."""
+        if self.start == "stripes":
+            return squares.first(ids)
+        return (problem.best if self.start == "best" else problem.clean)[ids].clone()
+
+    def _aim(self, ids: torch.Tensor) -> torch.Tensor | None:
+        return None if self.aim is None else torch.full(ids.shape, self.aim, device=ids.device)
 
 
 def _running(

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from poise.errors import BudgetError
-from poise.targets.base import DifferentiableTarget, Loss, Target
+from poise.targets.base import DifferentiableTarget, Target
 from poise.types import Outputs
+
+
+class PartLoss(Protocol):
+    """Per-sample loss of the answers to the points in the slice `rows`."""
+
+    def __call__(self, answer: Outputs, rows: slice) -> Tensor:
+        """(m,) for as many answers as the slice has points."""
+        ...
 
 
 class Meter:
@@ -50,12 +61,23 @@ class Meter:
         self._charge(ids, repeats)
         return self._target.query(x, self._sample_ids[ids])
 
-    def gradient(self, x: Tensor, ids: Tensor, loss: Loss, repeats: int = 1) -> tuple[Outputs, Tensor]:
-        """Answers and gradients; charges one query and one gradient per point."""
-        assert isinstance(self._target, DifferentiableTarget), "attack() checks the access before the first query"
+    def gradient(self, x: Tensor, ids: Tensor, loss: PartLoss, repeats: int = 1) -> tuple[Outputs, Tensor]:
+        """Answers and gradients; charges one query and one gradient per point.
+
+        Asked in parts of the target's batch size, so that no graph of more points is held; `loss` is told which.
+        """
+        target = self._target
+        assert isinstance(target, DifferentiableTarget), "attack() checks the access before the first query"
         self._charge(ids, repeats)
         self.gradients.index_add_(0, ids, torch.ones_like(ids))
-        return self._target.gradient(x, self._sample_ids[ids], loss)
+        parts = []
+        for at in range(0, max(len(ids), 1), target.batch_size):
+            rows = slice(at, at + target.batch_size)
+            parts.append(target.gradient(x[rows], self._sample_ids[ids[rows]], partial(loss, rows=rows)))
+        if len(parts) == 1:
+            return parts[0]
+        kind = parts[0][0].kind
+        return Outputs(torch.cat([part.scores for part, _ in parts]), kind), torch.cat([slope for _, slope in parts])
 
     def _charge(self, ids: Tensor, repeats: int) -> None:
         self.queries.index_add_(0, ids, torch.ones_like(ids))

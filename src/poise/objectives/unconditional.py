@@ -1,0 +1,34 @@
+"""No goal: the first point that changes the answer is the result; for changes that are judged, not optimised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from poise.objectives.base import Bound, upwards
+from poise.rng import Rng
+from poise.types import Access, Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unconditional(Bound):
+    clean: Tensor
+
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return (outputs.scores == self.clean[ids]).all(dim=1).to(torch.float64)
+
+
+@dataclass(frozen=True)
+class Unconditional:
+    """Takes the first point whose answer differs from the clean one: semantic negatives and other fixed changes.
+
+    The loss is 1 where the answer is the clean one and 0 elsewhere.
+    """
+
+    access: ClassVar[Access] = Access.LABELS
+
+    def bind(self, clean: Outputs, labels: Tensor, ids: Tensor, rng: Rng) -> Bound:
+        return _Unconditional(k=clean.labels, over=upwards(clean), clean=clean.scores)

@@ -1,0 +1,81 @@
+"""The standard confidence attack: what AutoAttack is to accuracy, this is to confidence.
+
+Nothing but norm, radius and goal is to be chosen. How the members were chosen, and on what, is told in the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from poise.objectives import MMA, OCA, KeepLabel, MinConfidence, Objective, RandomConfidence
+from poise.recipebook.base import Recipe, Setting
+from poise.searches import Cascade, ConfidencePGD, Search, Square, Stage
+
+STEPS = 100
+"""Gradient steps of the walk and the landing together."""
+
+RESTARTS = 2
+"""Walks from random points, half as long as the first, where the number of steps is not given."""
+
+ENOUGH_TO_LAND = 50
+"""Gradient steps below which all of them are needed to get there."""
+
+HORIZON = 1000
+"""Length of the schedule of a random search; with fewer queries it is broken off."""
+
+UNFINISHED = 0.02
+"""Merit above which the black-box member joins in: the gradients may have misled."""
+
+PAPER = "this library"
+
+
+def standard(setting: Setting) -> Search:
+    """White box: walk with a decaying step, land from the best point with short ones; black box on what is left.
+
+    Where the number of steps is not given, samples that are still unfinished walk again from random points.
+    """
+    steps = setting.steps or STEPS
+    last = steps * 3 // 10 if steps >= ENOUGH_TO_LAND else 0
+    members: list[Stage | Search] = [ConfidencePGD(steps=steps - last)]
+    if last:
+        members.append(ConfidencePGD(steps=last, start="best", scale=0.05))
+    if setting.steps is None:
+        members.append(Stage(ConfidencePGD(steps=STEPS // 2, start="random"), above=UNFINISHED, repeats=RESTARTS))
+        steps += RESTARTS * (STEPS // 2 + 1)
+    black = _random_search("best", above=UNFINISHED, queries=setting.budget - 1 - steps)
+    return Cascade((*members, *black))
+
+
+def light(setting: Setting) -> Search:
+    """Scores alone: random search on the same losses, free to cross the boundary."""
+    return Cascade(_random_search("clean", above=0.0, queries=setting.budget - 1))
+
+
+def _random_search(start: Literal["clean", "best"], above: float, queries: int) -> tuple[Stage, Stage]:
+    """First all classes at once; then, from the best point, the highest class."""
+    spread = Square(p=0.2, start=start, horizon=HORIZON, strict=False)
+    peak = Square(p=0.1, start="best", horizon=HORIZON, strict=False, aim=4.0)
+    return Stage(spread, above=above, queries=max(queries * 6 // 10, 1)), Stage(peak, above=above)
+
+
+_OVER = OCA(tol=1e-3, follow="cross-entropy")
+
+GOALS: dict[str, tuple[str, Objective]] = {
+    "": ("maximum miscalibration", MMA(under=MinConfidence(), over=_OVER)),
+    "-under": ("underconfidence", MinConfidence()),
+    "-over": ("overconfidence", _OVER),
+    "-random": ("a random confidence for every image", RandomConfidence()),
+}
+
+RECIPES = (
+    *(
+        Recipe(
+            f"standard{name}", f"{goal}, the strongest of white and black box", PAPER, KeepLabel(objective), standard
+        )
+        for name, (goal, objective) in GOALS.items()
+    ),
+    *(
+        Recipe(f"standard-light{name}", f"{goal}, the strongest of black box", PAPER, KeepLabel(objective), light)
+        for name, (goal, objective) in GOALS.items()
+    ),
+)

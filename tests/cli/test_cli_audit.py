@@ -52,12 +52,12 @@ def test_options_reach_the_spec(resolved, tmp_path: Path) -> None:
         "audit", "--model", "builtin:digits", "--data", "npz:x", "--fit-data", "npz:y", "--recipes", "sa-mma, pgd",
         "--defenses", "cs", "--eps", "8/255", "--norm", "l2", "--budget", 7, "--steps", 3, "--samples", 5,
         "--threshold", "0.25", "--cost-wrong", 10, "--cost-deferred", "0.5", "--seed", 4, "--device", "cuda:1",
-        "--batch-size", 9, "--bootstrap", 11, "--out", tmp_path / "run", "--resume",
+        "--batch-size", 9, "--bootstrap", 11, "--trace", "--out", tmp_path / "run", "--resume",
     )  # fmt: skip
     assert seen.spec == AuditSpec(
         model="builtin:digits", data="npz:x", fit_data="npz:y", recipes=("sa-mma", "pgd"), defences=("none", "cs"),
         eps=8 / 255, norm="l2", budget=7, steps=3, samples=5, threshold=0.25, seed=4, device="cuda:1", batch_size=9,
-        bootstrap=11, costs=Costs(wrong_accepted=10, deferred=0.5),
+        bootstrap=11, costs=Costs(wrong_accepted=10, deferred=0.5), trace=True,
     )  # fmt: skip
     assert (seen.folder, seen.resume) == (tmp_path / "run", True)
 
@@ -291,3 +291,24 @@ def test_the_embedded_default_runs(tmp_path: Path) -> None:
     assert summary["data"]["fit_samples"] == 400, "the embedded validation part"
     assert summary["data"]["available"] == 497
     assert summary["spec"]["eps"] == 0.2
+
+
+def test_attack_writes_its_trace(tmp_path: Path) -> None:
+    words = [word for word in fast() if word not in ("--recipes", "sa-uca", "--defenses", "none", "--bootstrap", "10")]
+    file = tmp_path / "there" / "trace.parquet"
+    done = poise("attack", "adaptive", *words, "--out", tmp_path / "run", "--trace", file)
+    assert (done.code, done.err) == (0, "")
+    trace = pl.read_parquet(file)
+    assert {"id", "iteration", "queries", "margin", "confidence", "loss", "step"} <= set(trace.columns)
+    assert trace["id"].n_unique() == 8
+    assert trace["step"].drop_nulls().len() > 0
+    again = poise(
+        "attack", "adaptive", *words, "--out", tmp_path / "run", "--resume", "--trace", tmp_path / "b.parquet"
+    )
+    assert again.code == 0
+    assert pl.read_parquet(tmp_path / "b.parquet").equals(trace)
+
+
+def test_the_command_that_repeats_a_traced_run() -> None:
+    assert repeat_command(make_spec(trace=True)).endswith(" --trace")
+    assert "--trace" not in repeat_command(make_spec())

@@ -177,7 +177,20 @@ OPTIONS: dict[str, tuple[Case, str]] = {
     "eps by nothing": (lambda p: ["--eps", "8/0"], "eps: must be a number such as 0.05 or 8/255, got '8/0'"),
     "eps NaN": (lambda p: ["--eps", "nan"], "eps must be"),
     "unknown recipe": (
-        lambda p: ["--recipes", "sa-mm"], r"recipe: .*got 'sa-mm' \(did you mean sa-mma, .*known: adaptive, "
+        lambda p: ["--recipes", "sa-mm"], r"recipe: .*got 'sa-mm' \(did you mean sa-mma, .*known: ace, adaptive, "
+    ),
+    "more access than there is": (
+        lambda p: [*p.toy("labels_only", ""), "--recipes", "max-confidence"],
+        "recipes: max-confidence needs access 'gradients', the model gives 'labels'",
+    ),
+    "another library, less access": (
+        lambda p: [*p.toy("scores_only", ""), "--recipes", "art-deepfool"],
+        "recipes: art-deepfool needs access 'gradients', the model gives 'scores'",
+    ),
+    "another library, few classes": (
+        lambda p: [*p.toy("two_classes", "?num_classes=2"), *p.npz(_pixels(), np.arange(30) % 2),
+                   "--recipes", "art-autoattack"],
+        "recipes: art-autoattack needs at least 3 classes, the model has 2",
     ),
     "no recipe": (lambda p: ["--recipes", ","], "recipes: must be at least one name"),
     "recipe twice": (lambda p: ["--recipes", "pgd,pgd"], "each once, got pgd, pgd"),
@@ -353,3 +366,26 @@ def test_warnings_are_one_line_and_the_handler_is_put_back(monkeypatch) -> None:
     done = poise("list", "recipes")
     assert (done.code, done.out, done.err) == (0, "a  b\n", "warning: two lines\n")
     assert warnings.showwarning is handler
+
+
+@pytest.mark.parametrize("command", [["audit", "--recipes", "sa-uca,art-zoo"], ["attack", "art-zoo"]])
+def test_an_attack_of_a_library_that_is_not_installed(tmp_path: Path, monkeypatch, command: list[str]) -> None:
+    """Before anything is loaded: the model named here does not exist."""
+    monkeypatch.setattr("poise.experiments.prepare.find_spec", lambda name: None)
+    done = poise(*command, "--model", "builtin:nothing", "--out", tmp_path / "run", "--quiet")
+    told = r"^poise: error: recipes: art-zoo needs the extra 'peers': pip install 'poise\[peers\]'$"
+    _assert_one_line(done.code, done.out, done.err, told)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["adaptive", "--trace", "trace.csv"], "trace: must be the name of a .parquet file, got 'trace.csv'"),
+        (["art-zoo", "--trace", "t.parquet"], "trace: must be asked of an attack of poise, got 'art-zoo'"),
+    ],
+)
+def test_a_trace_that_cannot_be(tmp_path: Path, words: list[str], told: str) -> None:
+    done = poise("attack", *words, "--out", tmp_path / "run", "--quiet")
+    _assert_one_line(done.code, done.out, done.err, told)
+    assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from poise.cli import progress
 from poise.cli.app import run
 from poise.cli.listing import KINDS
 from poise.cli.progress import Bars
+from poise.recipebook import PEERS
 
 EXPECTED = {
     "recipes": {"sa-uca", "sa-oca", "sa-mma", "sa-rca", "pgd-mma", "adaptive", "confsmooth", "square", "pgd", "fgsm"},
@@ -58,7 +59,9 @@ def test_list(kind: str) -> None:
 
 
 def test_every_listed_recipe_and_defence_is_one_that_runs() -> None:
-    assert set(json.loads(poise("list", "recipes", "--json").out)) == set(library.recipes())
+    listed = json.loads(poise("list", "recipes", "--json").out)
+    assert set(listed) == set(library.recipes()) | set(PEERS)
+    assert {name for name, line in listed.items() if line.endswith("; needs extra peers)")} == set(PEERS)
     assert set(json.loads(poise("list", "defenses", "--json").out)) == set(library.defenses.DEFENSES)
 
 

@@ -20,6 +20,7 @@ from toy_models import CLASSES, SIDE, Linear
 from poise.data import Dataset
 from poise.experiments import AuditSpec, files, run_audit
 from poise.experiments.audit_spec import make_spec
+from poise.files import is_leftover
 from poise.targets import Target
 
 COSTS = {"wrong_accepted": 10.0, "deferred": 1.0}
@@ -140,7 +141,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
     ours, theirs = (sorted((folder / "adversarial").iterdir()) for folder in (run, reference))
     assert [path.name for path in ours] == [path.name for path in theirs]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(ours, theirs, strict=True))
-    assert not [path for path in run.rglob("*") if files.is_leftover(path)], "a killed run's leftovers stayed"
+    assert not [path for path in run.rglob("*") if is_leftover(path)], "a killed run's leftovers stayed"
 
 
 class Killed(BaseException):

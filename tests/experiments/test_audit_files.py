@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from poise.errors import AccessError, InputError, RunError, TargetError
 from poise.experiments import files
+from poise.files import is_leftover
 
 
 def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
@@ -37,11 +38,11 @@ def test_the_temporary_name_is_never_that_of_a_table(tmp_path: Path) -> None:
     def fill(temporary: Path) -> None:
         temporary.touch()
         seen.extend(path.name for path in tmp_path.glob("*.parquet"))
-        assert files.is_leftover(temporary)
+        assert is_leftover(temporary)
 
     files.write(tmp_path / "a.parquet", fill)
     assert seen == []
-    assert not files.is_leftover(tmp_path / "a.parquet")
+    assert not is_leftover(tmp_path / "a.parquet")
 
 
 def test_tensors_and_tables_come_back(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from audit_cases import Killed, assert_same_run, audit, killed_at, model, small_
 from poise.errors import RunError
 from poise.experiments import files
 
-WRITES = 25
+WRITES = 26
 """Files of the small run: spec, three chunks with 4 undefended and 3 defended files each, 2 of the gallery, summary."""
 
 
@@ -29,7 +29,7 @@ def test_killed_at_every_write(moment: int, tmp_path: Path, monkeypatch) -> None
 
 
 def test_no_write_comes_after_the_last_that_is_killed(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(AssertionError, match="no 26th write"), killed_at(WRITES, monkeypatch):
+    with pytest.raises(AssertionError, match="no 27th write"), killed_at(WRITES, monkeypatch):
         audit(spec(), tmp_path / "run")
 
 
@@ -205,3 +205,13 @@ def test_chunks_do_not_change_results(tmp_path: Path) -> None:
     for name in ("id", "label", "prediction_after", "queries", "queries_to_success", "stop"):
         assert ours[name].equals(theirs[name], null_equal=True), name
     assert (ours["confidence_after"] - theirs["confidence_after"]).abs().max() < 1e-5
+
+
+def test_a_run_of_another_version_is_told_in_one_line(tmp_path: Path) -> None:
+    """Its tables lack what this version reads."""
+    made, out = spec(defences=("none",)), tmp_path / "run"
+    audit(made, out)
+    for file in (out / "samples").iterdir():
+        pl.read_parquet(file).drop("zero_gradients").write_parquet(file)
+    with pytest.raises(RunError, match=r"^samples: '.*run' must hold the column zero_gradients, another version of"):
+        audit(made, out, resume=True)

@@ -116,6 +116,14 @@ def scores_only() -> ModuleTarget:
     return ModuleTarget(Linear(), num_classes=CLASSES, access=Access.SCORES)
 
 
+def two_classes() -> nn.Module:
+    return Changed(lambda z: z[:, :2])
+
+
+def labels_only() -> ModuleTarget:
+    return ModuleTarget(Linear(), num_classes=CLASSES, access=Access.LABELS)
+
+
 def saturated() -> nn.Module:
     return Linear(1000.0)
 
@@ -130,3 +138,41 @@ def detached() -> nn.Module:
 
 def batch_dependent() -> nn.Module:
     return Changed(lambda z: z - z.mean(dim=0))
+
+
+def rounded() -> nn.Module:
+    return Changed(lambda z: (10 * z).round() / 10)
+
+
+def rounded_probabilities() -> nn.Module:
+    """To two decimals, yet differentiable and never 0."""
+
+    def change(z: Tensor) -> Tensor:
+        p = z.softmax(dim=1)
+        q = (100 * p).round().clamp_min(1)
+        q = q + (torch.arange(CLASSES) == q.argmax(dim=1)[:, None]) * (100 - q.sum(dim=1, keepdim=True))
+        return (p + (q / 100 - p).detach()).log()
+
+    return Changed(change)
+
+
+def clipped() -> nn.Module:
+    return Changed(lambda z: z.clamp(-0.5, 0.5))
+
+
+def sigmoid() -> nn.Module:
+    """Independent probabilities in the place of logits."""
+    return Changed(lambda z: z.sigmoid(), scale=30.0)
+
+
+def softmax_twice() -> ModuleTarget:
+    module = Changed(lambda z: z.softmax(dim=1).softmax(dim=1), scale=30.0)
+    return ModuleTarget(module, num_classes=CLASSES, outputs="probabilities")
+
+
+def percent() -> nn.Module:
+    return Changed(lambda z: 100 * z.softmax(dim=1))
+
+
+def log_probabilities() -> nn.Module:
+    return Changed(lambda z: z.log_softmax(dim=1))

@@ -14,8 +14,8 @@ COSTS = {"wrong_accepted": 10.0, "deferred": 1.0, "right_accepted": 0.0}
 
 @pytest.fixture(scope="session")
 def colour_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four recipes, three defences under both views, costs, colour images, hostile names; the page is written."""
-    run = fake_run.build(tmp_path_factory.mktemp("colour") / "run", fake_run.Spec(costs=COSTS))
+    """Four recipes, three defences under both views, costs, traces, colour images, hostile names; with its page."""
+    run = fake_run.build(tmp_path_factory.mktemp("colour") / "run", fake_run.Spec(costs=COSTS, traces=True))
     write(run)
     return run
 

@@ -55,6 +55,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+SUREST: dict[str, dict[str, Any]] = {
+    "max-confidence": {
+        "summary": "the surest wrong label",
+        "paper": "Goodfellow et al.",
+        "whitebox": True,
+        "keeps_label": False,
+        "max_confidence": True,
+        "right": 0.6,
+        "wrong": 0.0,
+        "flips": 0.9,
+    },
+}
+"""An attack that bounds what is possible; in no run unless it is asked for."""
+
 MODELS: tuple[tuple[str, str, float], ...] = (
     ("none", "aware", 1.0),
     ("temperature", "aware", 0.95),
@@ -82,6 +96,7 @@ class Spec:
     nasty: bool = True
     curves: bool = True
     gallery: bool = True
+    traces: bool = False
     seed: int = 0
     copies: int = 1
 
@@ -91,7 +106,9 @@ def build(path: Path, spec: Spec = Spec()) -> Path:
     rng = np.random.default_rng(spec.seed)
     (path / "samples").mkdir(parents=True)
     recipes = {
-        name if copy == 0 else f"{name}-{copy}": RECIPES[name] for copy in range(spec.copies) for name in spec.recipes
+        name if copy == 0 else f"{name}-{copy}": (RECIPES | SUREST)[name]
+        for copy in range(spec.copies)
+        for name in spec.recipes
     }
     label = rng.integers(0, spec.classes, spec.n)
     rows, curves = [], []
@@ -110,6 +127,11 @@ def build(path: Path, spec: Spec = Spec()) -> Path:
         pl.concat(curves).write_parquet(path / "curves" / "all.parquet")
     if spec.gallery:
         _gallery(path, rng, spec)
+    if spec.traces:
+        (path / "traces").mkdir()
+        for recipe, about in recipes.items():
+            made = trace(spec, steps=about["whitebox"]).with_columns(recipe=pl.lit(recipe))
+            made.write_parquet(path / "traces" / f"{recipe}.none.aware.00000.parquet")
     model = NASTY if spec.nasty else "builtin:digits"
     (path / "audit.toml").write_text(f'model = "{model}"\nseed = {spec.seed}\neps = 0.05\n')
     (path / "summary.json").write_text(json.dumps(summary(spec, recipes, rows)))
@@ -152,8 +174,16 @@ def _attack(
             "queries": np.minimum(rng.geometric(0.004, spec.n), BUDGET),
             "brier_before": np.abs(right - confidence),
             "brier_after": np.abs((after == label) - moved),
+            "wrong_confidence": _wrong_confidence(after == label, np.clip(moved, low, 1), about),
         }
     )
+
+
+def _wrong_confidence(right: NDArray[Any], confidence: NDArray[Any], about: dict[str, Any]) -> list[float | None]:
+    """The confidence of wrong answers, half of what is left of right ones, for an attack that looks for it."""
+    if not about.get("max_confidence", False):
+        return [None] * len(right)
+    return [float(c if not ok else (1 - c) / 2) for ok, c in zip(right, confidence, strict=True)]
 
 
 def _curve(table: pl.DataFrame) -> pl.DataFrame:
@@ -165,6 +195,26 @@ def _curve(table: pl.DataFrame) -> pl.DataFrame:
         part = table.select("recipe", "defence", "view", "id", "label")
         parts.append(part.with_columns(queries=pl.lit(queries), confidence=mixed, prediction=shown))
     return pl.concat(parts)
+
+
+def trace(spec: Spec, *, steps: bool, images: int = 16, iterations: int = 40) -> pl.DataFrame:
+    """A trace in which the margin of image i falls from 10 + i by 1 / 4 an iteration, and odd images end early."""
+    rows = [
+        {
+            "id": image,
+            "iteration": at,
+            "queries": at + 1,
+            "margin": 10.0 + image - at / 4,
+            "confidence": 0.9 / (1 + at / 10),
+            "loss": -float(at),
+            "step": 0.05 / (1 + at // 8) if steps and at else None,
+        }
+        for image in range(images)
+        for at in range(iterations // (1 + image % 2) + 1)
+    ]
+    return pl.DataFrame(rows, schema_overrides={"step": pl.Float64}).with_columns(
+        defence=pl.lit("none"), view=pl.lit("aware")
+    )
 
 
 def ece(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 15) -> float:
@@ -279,7 +329,10 @@ def summary(spec: Spec, recipes: dict[str, dict[str, Any]], rows: list[dict[str,
         "threshold": spec.threshold,
         "costs": spec.costs,
         "bound": {name: 1 - number / spec.classes for name, number in accuracy.items()},
-        "recipes": {name: {key: about[key] for key in kept} for name, about in recipes.items()},
+        "recipes": {
+            name: {key: about[key] for key in kept} | {"max_confidence": about.get("max_confidence", False)}
+            for name, about in recipes.items()
+        },
         "rows": rows,
         "checks": [
             {"name": "labels kept", "status": "passed", "figure": "0 of 900 changed", "advice": ""},

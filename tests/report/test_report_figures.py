@@ -12,8 +12,10 @@ import polars as pl
 import pytest
 
 from poise import report
-from poise.report.folder import Block, read
+from poise.report.figures import embedded
+from poise.report.folder import Answers, Block, read
 from poise.report.style import DARK, LINES, PAPER, SYMBOLS, line_style
+from poise.report.tables import scoreboard
 from poise.report.words import error
 
 BINS = 15
@@ -174,16 +176,115 @@ def test_success_fail_points_lie_on_the_curve(blocks: dict[str, Block]) -> None:
     assert not set(zip(other.x, other.y, strict=True)) <= reached
 
 
-def test_bounds_only_where_the_attack_gives_them(blocks: dict[str, Block]) -> None:
-    clean, attacked = blocks["pgd"].clean, {"max-confidence": blocks["pgd"].attacked}
-    assert [t.name for t in report.success_fail(clean, attacked).data] == ["no attack", "max-confidence"]
-    figure = report.success_fail(clean, attacked, max_confidence=frozenset({"max-confidence"}))
-    (bound,) = traces(figure, "max-confidence, upper bound")
-    assert bound.line.dash == "dash"
-    (line,) = traces(figure, "max-confidence")
-    assert line.line.dash is None
-    assert np.all(np.array(bound.x) >= np.array(line.x) - 1e-9)
-    assert bound.x[-1] == 1, "at threshold 0 every attacked case is covered"
+SURE = np.array([0.95, 0.9, 0.45, 0.4, 0.35, 0.3])
+"""Confidences under MaxConfidence, K = 4: two surely wrong, two wrong below 1/2, two right."""
+WRONG = np.array([0, 0, 0, 0, 1, 1])
+SEEN = np.array([0.95, 0.9, 0.47, 0.42, 0.34, 0.2])
+"""The highest probability of a wrong class that was seen: in two wrong images higher than at the returned point."""
+
+
+def surest(**given: Any) -> go.Figure:
+    clean = Answers(np.linspace(0.99, 0.4, 6), np.ones(6, dtype=np.int64))
+    return report.success_fail(clean, {"max-confidence": Answers(SURE, WRONG), "pgd": Answers(SURE, WRONG)}, **given)
+
+
+def test_solid_from_one_half_on_and_bounded_below() -> None:
+    """Failure and upper bound at every drawn threshold, recounted; the bound ends where no class has a K-th left."""
+    figure = surest(max_confidence={"max-confidence": SEEN}, classes=4)
+    solid, below, upper = (traces(figure, f"max-confidence{end}")[0] for end in ("", ", below 1/2", ", upper bound"))
+    assert (solid.line.dash, below.line.dash, upper.line.dash) == (None, "dash", "dot")
+    assert max(solid.x) == pytest.approx(2 / 6, abs=1e-5)
+    assert (below.x[0], below.y[0]) == (upper.x[0], upper.y[0]) == (solid.x[-1], solid.y[-1])
+    assert below.x[-1] == pytest.approx(4 / 6, abs=1e-5)
+    assert upper.x[-1] == pytest.approx(5 / 6, abs=1e-5), "the image whose wrong classes stay below 1/4 cannot fail"
+    assert np.all(np.array(upper.x) >= np.array(below.x))
+    assert np.all(np.diff(upper.x) >= 0)
+    found = {(round(x, 5), round(y, 5)) for x, y in zip(upper.x[::2], upper.y[::2], strict=True)}
+    clean = np.linspace(0.99, 0.4, 6)
+    counted = {
+        (round(float((max(t, 0.2499) < SEEN).mean()), 5), round(float((clean > t).mean()), 5))
+        for t in [*SURE, *clean, 0.5, 0.0]
+        if t <= 0.5
+    }
+    assert found == counted
+
+
+def test_other_attacks_are_dashed_and_bound_nothing() -> None:
+    figure = surest(max_confidence={"max-confidence": SEEN})
+    assert traces(figure, "pgd")[0].line.dash == "dash"
+    assert not traces(figure, "pgd, upper bound")
+    ad_hoc = surest()
+    assert [t.name for t in ad_hoc.data] == ["no attack", "max-confidence", "pgd"]
+    assert {t.line.dash for t in ad_hoc.data[1:]} == {"dash"}
+
+
+@pytest.mark.parametrize("seen", [SEEN * 0, SEEN / 2])
+def test_a_bound_below_what_was_observed_is_never_drawn(seen: np.ndarray) -> None:
+    """The broken twin: wrong-class probabilities that contradict the failures; without the rule the bound is lower."""
+    figure = surest(max_confidence={"max-confidence": seen}, classes=4)
+    below, upper = (traces(figure, f"max-confidence{end}")[0] for end in (", below 1/2", ", upper bound"))
+    assert np.all(np.array(upper.x) >= np.array(below.x))
+    assert (seen > 0.25).mean() < max(below.x)
+
+
+def test_the_page_bounds_max_confidence_where_the_attacker_saw_the_model(tmp_path: Path) -> None:
+    """From the run folder; against a defence that was attacked unaware nothing is known, and nothing is bounded."""
+    models = (("none", "aware", 1.0), ("cs", "aware", 0.9), ("cs", "unaware", 0.5))
+    made = fake_run.Spec(n=40, recipes=("sa-mma", "pgd", "max-confidence"), models=models, nasty=False)
+    path = fake_run.build(tmp_path / "run", made)
+    for file in (path / "samples").glob("max-confidence.cs.unaware.*"):
+        pl.read_parquet(file).with_columns(wrong_confidence=pl.lit(None, pl.Float64)).write_parquet(file)
+    run = read(path)
+    figures = embedded(run, scoreboard(run.summary))
+    names = [{trace.get("name") for trace in figures[f"success.{place}"]["data"]} for place in range(3)]
+    assert all({"no attack", "pgd", "max-confidence"} <= found and "sa-mma" not in found for found in names)
+    assert ["max-confidence, upper bound" in found for found in names] == [True, True, False]
+
+
+def test_a_run_of_label_keeping_attacks_draws_them_all(tmp_path: Path) -> None:
+    made = fake_run.Spec(n=20, recipes=("sa-mma", "sa-oca"), models=fake_run.MODELS[:1], nasty=False)
+    run = read(fake_run.build(tmp_path / "run", made))
+    drawn = [t.get("name") for t in embedded(run, scoreboard(run.summary))["success.0"]["data"]]
+    assert drawn == ["no attack", "sa-mma", "sa-oca"]
+
+
+def test_a_trace_shows_median_and_middle_half() -> None:
+    """Against numpy; an image whose attack has ended keeps its last margin, but has no step any more."""
+    rows = fake_run.trace(fake_run.Spec(), steps=True, images=6, iterations=20)
+    figure = report.attack_trace(rows, name="adaptive")
+    margin, _, step = traces(figure, "median")
+    last = np.array([[10 + i - min(at, 20 // (1 + i % 2)) / 4 for i in range(6)] for at in range(21)])
+    assert list(margin.x) == list(range(21))
+    assert list(margin.y) == pytest.approx(np.median(last, axis=1).tolist())
+    band = traces(figure, "middle half of the images")[0]
+    quartiles = np.quantile(last, [0.75, 0.25], axis=1)
+    assert list(band.y) == pytest.approx([*quartiles[0], *quartiles[1][::-1]], abs=1e-5)
+    assert list(step.x) == list(range(1, 21))
+    assert list(step.y) == pytest.approx([0.05 / (1 + at // 8) for at in range(1, 21)], abs=1e-5)
+    assert [len(t.x) for t in traces(figure, "single images")[:3]] == [21, 11, 21]
+    titles = [figure.layout[f"yaxis{k}"].title.text for k in ("", "2", "3")]
+    assert titles == ["margin (logits)", "confidence", "step (pixel units)"]
+    assert figure.layout.xaxis3.title.text == "iteration"
+
+
+def test_a_trace_without_a_step_has_two_panels_and_one_of_many_points_few() -> None:
+    rows = fake_run.trace(fake_run.Spec(), steps=False, images=3, iterations=1500)
+    figure = report.attack_trace(rows, name="sa-mma")
+    assert len(traces(figure, "median")) == 2
+    assert "yaxis3" not in figure.layout
+    (margin, _) = traces(figure, "median")
+    assert len(margin.x) == 200
+    assert (margin.x[0], margin.x[-1]) == (0, 1500)
+
+
+def test_the_best_of_several_points_stands_for_an_iteration() -> None:
+    rows = fake_run.trace(fake_run.Spec(), steps=True, images=2, iterations=4)
+    worse = rows.with_columns(margin=pl.col("margin") + 5, loss=pl.col("loss") + 1)
+    drawn = [traces(report.attack_trace(part, name="x"), "median")[0].y for part in (rows, pl.concat([worse, rows]))]
+    assert drawn[0] == drawn[1]
+    better = worse.with_columns(loss=pl.col("loss") - 2)
+    twin = traces(report.attack_trace(pl.concat([better, rows]), name="x"), "median")[0].y
+    assert twin != drawn[0]
 
 
 def test_risk_coverage_points_and_bounds(blocks: dict[str, Block]) -> None:

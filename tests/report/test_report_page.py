@@ -147,7 +147,10 @@ def test_the_report_does_not_import_torch() -> None:
                 modules.add(node.module or "")
     own = {name for name in modules if name.startswith("poise")}
     assert not any(name.split(".")[0] in {"torch", "torchvision", "torchmetrics", "PIL"} for name in modules)
-    assert all(name == "poise" or name.startswith(("poise.report", "poise.metrics", "poise.errors")) for name in own)
+    assert all(
+        name == "poise" or name.startswith(("poise.report", "poise.metrics", "poise.errors", "poise.files"))
+        for name in own
+    )
 
 
 # ---- escaping ----
@@ -177,10 +180,33 @@ def test_without_escaping_the_page_would_be_taken_over(colour_run: Path) -> None
 def test_the_sections_come_in_the_order_of_the_product(page: Document) -> None:
     sections = [attributes["id"] for attributes in page.tags("section")]
     assert sections == [anchor for anchor, _ in SECTIONS]
+    assert "traces" in sections
     links = [a["href"] for a in page.tags("a") if str(a.get("href")).startswith("#")]
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     assert {str(link)[1:] for link in links} <= ids
     assert len(ids) == len([1 for _, attributes in page.elements if "id" in attributes]), "no id occurs twice"
+
+
+def test_a_run_without_traces_has_no_section_for_them(grey_run: Path) -> None:
+    plain = Document((grey_run / "report.html").read_text(encoding="utf-8"))
+    sections = [attributes["id"] for attributes in plain.tags("section")]
+    assert sections == [anchor for anchor, _ in SECTIONS if anchor != "traces"]
+    assert "#traces" not in [a.get("href") for a in plain.tags("a")]
+
+
+def test_advice_is_given_where_a_check_warned_only(tmp_path: Path, grey_run: Path) -> None:
+    def change(run: Path) -> None:
+        summary = json.loads((run / "summary.json").read_text())
+        summary["checks"] = [
+            {"name": name, "status": name, "figure": f"figure of {name}", "advice": f"advice of {name}"}
+            for name in ("passed", "warned")
+        ]
+        (run / "summary.json").write_text(json.dumps(summary))
+
+    run = broken(grey_run, tmp_path, change)
+    texts = Document(write(run).read_text(encoding="utf-8")).texts
+    assert {"figure of passed", "figure of warned", "advice of warned"} <= set(texts)
+    assert "advice of passed" not in texts
 
 
 def test_structure_for_assistive_technology(page: Document) -> None:
@@ -202,7 +228,7 @@ def test_structure_for_assistive_technology(page: Document) -> None:
 
 def test_every_figure_has_a_title_and_a_text(data: dict[str, Any]) -> None:
     recipes, columns = len(fake_run.RECIPES), len(fake_run.MODELS)
-    assert len(data["figures"]) == 2 * recipes * columns + 4 * columns
+    assert len(data["figures"]) == 2 * recipes * columns + 4 * columns + recipes, "and the traces of the bare model"
     for figure in data["figures"].values():
         assert figure["title"]
         assert figure["alt"]

@@ -7,13 +7,32 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from poise import report
-from poise.cli.options import free_folder, names, number, repeat_command
+from poise.cli.options import (
+    AsJson,
+    BatchSize,
+    Budget,
+    Data,
+    Device,
+    Eps,
+    Model,
+    Norm,
+    Out,
+    Quiet,
+    Resume,
+    Samples,
+    Seed,
+    Steps,
+    free_folder,
+    names,
+    number,
+    repeat_command,
+)
 from poise.cli.progress import Bars
 from poise.errors import InputError, RunError
 from poise.experiments import AuditSpec, Gate, run_audit
@@ -35,45 +54,53 @@ Options that are not given keep their defaults; `poise list recipes|defenses|mod
 
 
 def audit(
-    model: str | None = typer.Option(None, help="Where the model comes from.  [default: builtin:digits]"),
-    data: str | None = typer.Option(None, help="Where the images come from.  [default: builtin:digits]"),
-    fit_data: str | None = typer.Option(
-        None, help="Held-out data for defences that learn.  [default: images not attacked]"
-    ),
-    recipes: str | None = typer.Option(
-        None, help="Attacks, separated by commas.  [default: the eight confidence attacks]"
-    ),
-    defenses: str | None = typer.Option(None, "--defenses", "--defences", help="Defences.  [default: none,ts,cs]"),
-    eps: str | None = typer.Option(None, help="Radius in pixel units, 0.05 or 8/255.  [default: 8/255; digits 0.2]"),
-    norm: str | None = typer.Option(None, help="linf or l2.  [default: linf]"),
-    budget: int | None = typer.Option(None, help="Most queries per image.  [default: 1000]"),
-    steps: int | None = typer.Option(None, help="Gradient steps.  [default: each paper's]"),
-    samples: int | None = typer.Option(None, help="How many images, from the first.  [default: all]"),
-    threshold: float | None = typer.Option(
-        None, help="Confidences above it are accepted automatically.  [default: 0.9]"
-    ),
-    cost_wrong: float | None = typer.Option(
-        None, help="Cost of a wrong case that was accepted; needs --cost-deferred."
-    ),
-    cost_deferred: float | None = typer.Option(None, help="Cost of a case that a person sees; needs --cost-wrong."),
-    seed: int | None = typer.Option(None, help="Seed of every random draw.  [default: 0]"),
-    device: str | None = typer.Option(None, help="cpu, cuda, cuda:1, mps.  [default: cpu]"),
-    batch_size: int | None = typer.Option(None, help="Images per forward pass and per saved chunk.  [default: 256]"),
-    bootstrap: int | None = typer.Option(None, help="Resamples behind the 95 % intervals.  [default: 1000]"),
-    out: Path | None = typer.Option(None, help="Run folder.  [default: runs/MODEL-DATE]"),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --out; its spec need not be repeated."),
-    gate: Path | None = typer.Option(
-        None, help="TOML file of limits, e.g. ece_after = 0.3; exit code 1 if one breaks."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print summary.json instead of the table."),
-    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    model: Model = None,
+    data: Data = None,
+    fit_data: Annotated[
+        str | None, typer.Option(help="Held-out data for defences that learn.  [default: images not attacked]")
+    ] = None,
+    recipes: Annotated[
+        str | None,
+        typer.Option(help="Attacks, separated by commas.  [default: standard, standard-light, five others]"),
+    ] = None,
+    defenses: Annotated[
+        str | None, typer.Option("--defenses", "--defences", help="Defences.  [default: none,ts,cs]")
+    ] = None,
+    eps: Eps = None,
+    norm: Norm = None,
+    budget: Budget = None,
+    steps: Steps = None,
+    samples: Samples = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Confidences above it are accepted automatically.  [default: 0.9]")
+    ] = None,
+    cost_wrong: Annotated[
+        float | None, typer.Option(help="Cost of a wrong case that was accepted; needs --cost-deferred.")
+    ] = None,
+    cost_deferred: Annotated[
+        float | None, typer.Option(help="Cost of a case that a person sees; needs --cost-wrong.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Keep every iteration of the first 16 images, for the report.")
+    ] = False,
+    seed: Seed = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    bootstrap: Annotated[int | None, typer.Option(help="Resamples behind the 95 % intervals.  [default: 1000]")] = None,
+    out: Out = None,
+    resume: Resume = False,
+    gate: Annotated[
+        Path | None, typer.Option(help="TOML file of limits, e.g. ece_after = 0.3; exit code 1 if one breaks.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     limits = None if gate is None else Gate.read(gate)
     given: dict[str, Any] = {
         "model": model, "data": data, "fit_data": fit_data, "recipes": names(recipes), "defences": names(defenses),
         "eps": number("eps", eps), "norm": norm, "budget": budget, "steps": steps, "samples": samples,
         "threshold": threshold, "seed": seed, "device": device, "batch_size": batch_size, "bootstrap": bootstrap,
-        "costs": _costs(cost_wrong, cost_deferred),
+        "costs": _costs(cost_wrong, cost_deferred), "trace": trace or None,
     }  # fmt: skip
     spec = resolve({key: value for key, value in given.items() if value is not None}, out, resume=resume)
     if limits is not None:

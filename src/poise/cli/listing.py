@@ -10,7 +10,7 @@ import typer
 from poise import data, defenses, models
 from poise.errors import one_of
 from poise.objectives import OBJECTIVES
-from poise.recipebook import recipes
+from poise.recipebook import PEERS, recipes
 from poise.searches import SEARCHES
 
 HELP = """Name what there is: recipes, objectives, searches, defenses, models or data.
@@ -27,7 +27,8 @@ def _first_line(part: object) -> str:
 
 
 def _recipes() -> dict[str, str]:
-    return {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in recipes().items()}
+    ours = {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in recipes().items()}
+    return ours | {name: f"{peer.summary} ({peer.paper}; needs extra peers)" for name, peer in PEERS.items()}
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

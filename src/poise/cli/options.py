@@ -1,4 +1,4 @@
-"""What several commands' options share: lists, fractions, and where a run lies."""
+"""What several commands share: their common options, lists, fractions, and where a run lies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ import shlex
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from poise.errors import InputError
 from poise.experiments.audit_spec import AuditSpec, make_spec
+
+Model = Annotated[str | None, typer.Option(help="Where the model comes from.  [default: builtin:digits]")]
+Data = Annotated[str | None, typer.Option(help="Where the images come from.  [default: builtin:digits]")]
+Eps = Annotated[str | None, typer.Option(help="Radius in pixel units, 0.05 or 8/255.  [default: 8/255; digits 0.2]")]
+Norm = Annotated[str | None, typer.Option(help="linf or l2.  [default: linf]")]
+Budget = Annotated[int | None, typer.Option(help="Most queries per image.  [default: 1000]")]
+Steps = Annotated[int | None, typer.Option(help="Gradient steps.  [default: each paper's]")]
+Samples = Annotated[int | None, typer.Option(help="How many images, from the first.  [default: all]")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.  [default: cpu]")]
+BatchSize = Annotated[int | None, typer.Option(help="Images per forward pass and per saved chunk.  [default: 256]")]
+Out = Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/MODEL-DATE]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; its spec need not be repeated.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
 def number(name: str, text: str | None) -> float | None:
@@ -54,7 +72,8 @@ def repeat_command(spec: AuditSpec) -> str:
     for name, value in spec:
         if name not in ("model", "data", "costs") and value != getattr(usual, name):
             option = {"defences": "defenses"}.get(name, name).replace("_", "-")
-            words += [f"--{option}", ",".join(value) if isinstance(value, tuple) else str(value)]
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += [f"--{option}"] if value is True else [f"--{option}", text]
     if spec.costs is not None:
         words += ["--cost-wrong", str(spec.costs.wrong_accepted), "--cost-deferred", str(spec.costs.deferred)]
     return shlex.join(words)

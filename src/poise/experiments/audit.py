@@ -19,8 +19,9 @@ from poise.defenses import PostHoc
 from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec
 from poise.experiments.prepare import Prepared, clean_figures, prepare
-from poise.experiments.run_folder import RunFolder
+from poise.experiments.run_folder import TRACED, RunFolder
 from poise.experiments.summary import summarise
+from poise.experiments.trust.by_temperature import store_illusion
 from poise.recipebook import run_recipe
 from poise.searches.driver import Progress
 from poise.targets import Target
@@ -77,6 +78,7 @@ def run_audit(
         for recipe in spec.recipes:
             for defence in spec.defences:
                 _attack(prepared, folder, recipe, defence, listener)
+        store_illusion(prepared, folder, listener.note)
         return summarise(prepared, folder, seconds=time.time() - began, command=command)
 
 
@@ -101,7 +103,7 @@ def _attack(prepared: Prepared, folder: RunFolder, recipe: str, defence: str, li
     missing = [
         (number, part)
         for number, part in _chunks(prepared.attacked, size)
-        if not folder.has(recipe, defence, number, shown_to)
+        if not folder.has(recipe, defence, number, shown_to, traced=_traced(prepared, number))
     ]
     done = len(prepared.attacked) - sum(len(part) for _, part in missing)
     listener.begin(recipe, defence, done, len(prepared.attacked))
@@ -111,10 +113,16 @@ def _attack(prepared: Prepared, folder: RunFolder, recipe: str, defence: str, li
         def progress(at: Progress, before: int = before) -> None:
             listener.advance(before + at.first + at.batch * min(at.spent / at.budget, 1.0), at.spent)
 
-        _chunk(prepared, folder, (recipe, defence, number), part, Watch(progress, checkpoints(spec.budget)))
+        watch = Watch(progress, checkpoints(spec.budget), trace=_traced(prepared, number))
+        _chunk(prepared, folder, (recipe, defence, number), part, watch)
         done += len(part)
         listener.advance(done, spec.budget)
     listener.end(folder.rows(recipe, defence, "aware"))
+
+
+def _traced(prepared: Prepared, chunk: int) -> bool:
+    """The chunk holds some of the first images, and a trace is wanted."""
+    return prepared.spec.trace and chunk * prepared.spec.batch_size < TRACED
 
 
 def _others(spec: AuditSpec) -> tuple[str, ...]:
@@ -135,6 +143,9 @@ def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], par
     curve = result.curve.join(result.table.select("id", "label"), on="id")
     folder.write_images(recipe, defence, number, ids, result.images)
     folder.write_curve(recipe, defence, number, curve)
+    if watch.trace:
+        first = prepared.attacked[:TRACED].ids.tolist()
+        folder.write_trace(recipe, defence, number, result.trace.filter(pl.col("id").is_in(first)))
     if defence == "none":
         for name in _others(spec):
             shown = _with_scores(
@@ -163,6 +174,7 @@ def _shown_to(defence: PostHoc, result: AttackResult, kind: OutputKind) -> Attac
         pl.Series("prediction_after", attacked.labels.cpu().numpy()),
         pl.Series("confidence_before", clean.confidence.cpu().numpy()),
         pl.Series("confidence_after", attacked.confidence.cpu().numpy()),
+        pl.lit(None, pl.Float64).alias("wrong_confidence"),  # known of the undefended model alone
     )
     return dataclasses.replace(result, table=table, scores_before=before, scores=after)
 

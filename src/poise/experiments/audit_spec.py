@@ -14,7 +14,11 @@ from poise.errors import InputError, RunError
 from poise.recipebook import NORMS, ball, recipe
 
 DIGITS = "builtin:digits"
-DEFAULT_RECIPES = ("sa-uca", "sa-oca", "sa-mma", "sa-rca", "pgd-uca", "pgd-mma", "adaptive", "confsmooth")
+DEFAULT_RECIPES = (
+    *("standard", "standard-light"),  # the headline
+    *("sa-mma", "sa-oca", "pgd-mma", "confsmooth"),  # the papers' attacks, to compare
+    "max-confidence",  # wrong labels
+)
 DEFAULT_DEFENCES = ("none", "ts", "cs")
 DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5}
 DIGITS_EPS = {"linf": 0.2, "l2": 1.0}
@@ -43,6 +47,7 @@ class AuditSpec(BaseModel):
         threshold: confidences above it are accepted automatically.
         seed, device, batch_size: of the run. bootstrap: resamples behind the intervals.
         costs: what one case costs, for the report.
+        trace: keep margin, confidence and step of every iteration for the first images, for the report.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +68,7 @@ class AuditSpec(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     bootstrap: int = Field(default=1000, ge=1)
     costs: Costs | None = None
+    trace: bool = False
 
     @field_validator("model", "data", "fit_data", "device")
     @classmethod

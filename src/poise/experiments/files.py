@@ -1,10 +1,9 @@
-"""Files that are written whole or not at all, and the lock that keeps two runs out of one folder."""
+"""A run's files, written whole or not at all, and the lock that keeps two runs out of one folder."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from poise.errors import RunError
+from poise.files import SUFFIX, is_leftover, whole
 
 
 def write(path: Path, fill: Callable[[Path], Any]) -> Path:
@@ -24,16 +24,10 @@ def write(path: Path, fill: Callable[[Path], Any]) -> Path:
     Raises:
         RunError: the operating system refuses, because the disk is full for example.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole(path) as temporary:
             fill(temporary)
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -47,14 +41,9 @@ def refusals(path: Path) -> Iterator[None]:
         raise RunError(f"out: '{path}' must be a place that can be written, got: {reason}") from error
 
 
-def is_leftover(path: Path) -> bool:
-    """A temporary file of `write`, which a killed process could not remove."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
 def sweep(folder: Path) -> None:
     """Removes what killed processes left in a folder and below it; the folder must be locked."""
-    for path in folder.rglob("*.tmp"):
+    for path in folder.rglob(f"*{SUFFIX}"):
         if is_leftover(path):
             path.unlink(missing_ok=True)
 

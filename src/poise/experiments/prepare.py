@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch import Tensor
 from poise import data, defenses, metrics, models
 from poise.data import Dataset
 from poise.defenses import PostHoc
-from poise.errors import AccessError, InputError, PoiseError
+from poise.errors import AccessError, InputError, MissingExtraError, PoiseError
 from poise.experiments.audit_spec import AuditSpec
+from poise.recipebook import PEERS, Recipe
 from poise.recipebook import recipe as recipe_named
+from poise.recipebook.peers import PeerRecipe
 from poise.targets import DifferentiableTarget, ModuleTarget, Target
 from poise.types import Access, OutputKind, Outputs
 
@@ -50,6 +53,7 @@ class Prepared:
 
 def prepare(spec: AuditSpec, note: Callable[[str], None]) -> Prepared:
     """Loads model and data, fits the defences and asks the model once, so that misfits show before any attack."""
+    _check_extras(spec.recipes)
     target = models.load(spec.model, device=spec.device, batch_size=spec.batch_size, on_note=note)
     whole = data.load(spec.data).mixed()
     attacked = whole if spec.samples is None else whole[: spec.samples]
@@ -71,12 +75,32 @@ def prepare(spec: AuditSpec, note: Callable[[str], None]) -> Prepared:
     return Prepared(spec, attacked, len(whole), target, learned, targets, fit_samples, recorded)
 
 
+def _check_extras(recipes: tuple[str, ...]) -> None:
+    """Refuses attacks of a library that is not installed, before anything is loaded."""
+    for name in recipes:
+        if name in PEERS and find_spec("art") is None:
+            raise MissingExtraError(f"recipes: {name}", "peers")
+
+
+def _check_peer(name: str, found: Recipe, target: Target) -> None:
+    """What ART asks of a model beyond access."""
+    if not isinstance(found, PeerRecipe):
+        return
+    if not isinstance(target, ModuleTarget):
+        raise AccessError(f"recipes: {name} needs a PyTorch module, the model is a {type(target).__name__}")
+    if target.num_classes < found.attack.classes:
+        raise InputError(
+            f"recipes: {name} needs at least {found.attack.classes} classes, the model has {target.num_classes}"
+        )
+
+
 def _probe(target: Target, attacked: Dataset, recipes: tuple[str, ...]) -> None:
     """Asks for what the recipes will need, two images' worth of it."""
     images, _, ids = next(iter(attacked[:2].batches(2)))
     _ask(target, images, ids, attacked)
     for name in recipes:
         needed = recipe_named(name).access
+        _check_peer(name, recipe_named(name), target)
         if needed > target.access:
             raise AccessError(
                 f"recipes: {name} needs access '{needed.name.lower()}', the model gives '{target.access.name.lower()}'"

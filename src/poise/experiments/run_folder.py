@@ -13,6 +13,11 @@ from torch import Tensor
 from poise.errors import RunError
 from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec, differences, read_spec
+from poise.files import is_leftover
+from poise.table import SCHEMA
+
+TRACED = 16
+"""Images, from the first, whose traces a run keeps where it keeps any."""
 
 
 class RunFolder:
@@ -74,27 +79,29 @@ class RunFolder:
     def samples_file(self, recipe: str, defence: str, view: str, chunk: int) -> Path:
         return self.root / "samples" / f"{recipe}.{defence}.{view}.{chunk:05d}.parquet"
 
-    def has(self, recipe: str, defence: str, chunk: int, shown_to: Iterable[str] = ()) -> bool:
-        """The chunk is complete: images, curve, rows, and the unaware rows of the defences its images are shown to."""
+    def has(self, recipe: str, defence: str, chunk: int, shown_to: Iterable[str] = (), *, traced: bool = False) -> bool:
+        """The chunk is complete: images, curve, rows, trace where one is kept, and the unaware rows of the defences
+        its images are shown to."""
         needed = (
             self._images_file(recipe, defence, chunk),
             self._curve_file(recipe, defence, chunk),
             self.samples_file(recipe, defence, "aware", chunk),
             *(self.samples_file(recipe, name, "unaware", chunk) for name in shown_to),
+            *((self._trace_file(recipe, defence, chunk),) if traced else ()),
         )
         return all(path.exists() for path in needed)
 
     def write_rows(self, recipe: str, defence: str, view: str, chunk: int, rows: pl.DataFrame) -> None:
-        tagged = rows.with_columns(
-            pl.lit(recipe).alias("recipe"), pl.lit(defence).alias("defence"), pl.lit(view).alias("view")
-        )
-        files.write_parquet(self.samples_file(recipe, defence, view, chunk), tagged)
+        files.write_parquet(self.samples_file(recipe, defence, view, chunk), _tagged(rows, recipe, defence, view))
 
     def write_curve(self, recipe: str, defence: str, chunk: int, curve: pl.DataFrame) -> None:
-        tagged = curve.with_columns(
-            pl.lit(recipe).alias("recipe"), pl.lit(defence).alias("defence"), pl.lit("aware").alias("view")
-        )
-        files.write_parquet(self._curve_file(recipe, defence, chunk), tagged)
+        files.write_parquet(self._curve_file(recipe, defence, chunk), _tagged(curve, recipe, defence, "aware"))
+
+    def write_trace(self, recipe: str, defence: str, chunk: int, trace: pl.DataFrame) -> None:
+        files.write_parquet(self._trace_file(recipe, defence, chunk), _tagged(trace, recipe, defence, "aware"))
+
+    def _trace_file(self, recipe: str, defence: str, chunk: int) -> Path:
+        return self.root / "traces" / f"{recipe}.{defence}.aware.{chunk:05d}.parquet"
 
     def _curve_file(self, recipe: str, defence: str, chunk: int) -> Path:
         return self.root / "curves" / f"{recipe}.{defence}.aware.{chunk:05d}.parquet"
@@ -121,13 +128,23 @@ class RunFolder:
         """The rows of one attack, chunk after chunk.
 
         Raises:
-            RunError: a table is damaged.
+            RunError: a table is damaged, or lacks a column of `poise.table.SCHEMA`.
         """
-        return self._tables("samples", f"{recipe}.{defence}.{view}.*.parquet")
+        rows = self._tables("samples", f"{recipe}.{defence}.{view}.*.parquet")
+        if missing := [name for name in SCHEMA if name not in rows.columns]:
+            raise RunError(
+                f"samples: '{self.root}' must hold the column {missing[0]}, another version of poise wrote it; "
+                "give another --out"
+            )
+        return rows
 
     def curve(self, recipe: str, defence: str) -> pl.DataFrame:
         """The curve over queries of one attack; errors as `rows`."""
         return self._tables("curves", f"{recipe}.{defence}.aware.*.parquet")
+
+    def trace(self, recipe: str, defence: str) -> pl.DataFrame:
+        """The trace of the first `TRACED` images under one attack; errors as `rows`."""
+        return self._tables("traces", f"{recipe}.{defence}.aware.*.parquet")
 
     def _tables(self, kind: str, pattern: str) -> pl.DataFrame:
         found = sorted((self.root / kind).glob(pattern))
@@ -142,9 +159,15 @@ class RunFolder:
         return pl.concat(tables)
 
 
+def _tagged(table: pl.DataFrame, recipe: str, defence: str, view: str) -> pl.DataFrame:
+    return table.with_columns(
+        pl.lit(recipe).alias("recipe"), pl.lit(defence).alias("defence"), pl.lit(view).alias("view")
+    )
+
+
 def _foreign(path: Path) -> bool:
     """Not of poise: neither the lock nor what a run left that was killed before its spec was written."""
-    return path.name != ".lock" and not files.is_leftover(path)
+    return path.name != ".lock" and not is_leftover(path)
 
 
 def _damaged(kind: str, path: Path, error: Exception) -> RunError:

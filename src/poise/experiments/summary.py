@@ -14,6 +14,7 @@ from poise.experiments.gallery import write_gallery
 from poise.experiments.measure import measure
 from poise.experiments.run_folder import RunFolder
 from poise.experiments.trust import trust
+from poise.objectives import MaxConfidence
 from poise.recipebook import recipe as recipe_named
 from poise.spec import fingerprint
 from poise.targets import ModuleTarget
@@ -88,4 +89,5 @@ def _recipe(name: str) -> dict[str, Any]:
         "paper": found.paper,
         "whitebox": found.access == Access.GRADIENTS,
         "keeps_label": found.keeps_label,
+        "max_confidence": isinstance(found.objective, MaxConfidence) and found.access == Access.GRADIENTS,
     }

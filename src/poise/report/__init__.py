@@ -6,11 +6,13 @@ from poise.report.curve_figures import risk_coverage, success_fail
 from poise.report.folder import Answers, read_summary
 from poise.report.page import write
 from poise.report.tables import csv, markdown
+from poise.report.trace_figures import attack_trace
 from poise.report.verdict import verdict
 
 __all__ = [
     "Answers",
     "Cost",
+    "attack_trace",
     "confidence_histograms",
     "confidence_over_queries",
     "cost",

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from poise import metrics
 from poise.report.folder import Answers, Floats, Ints
-from poise.report.style import MUTED, escaped, layout, line_style, numbers, share_axis
+from poise.report.style import CLEAR, MUTED, escaped, layout, line_style, numbers, share_axis
 from poise.report.words import percent
 
 HEIGHT = 420
@@ -22,17 +22,25 @@ TOLERATED = 0.01
 
 
 def success_fail(
-    clean: Answers, attacked: Mapping[str, Answers], *, max_confidence: frozenset[str] = frozenset()
+    clean: Answers,
+    attacked: Mapping[str, Answers],
+    *,
+    max_confidence: Mapping[str, Floats] | None = None,
+    classes: int = 2**53,
 ) -> go.Figure:
     """Success rate (clean, right and accepted) against failure rate (attacked, wrong and accepted) at every threshold.
 
-    Goodfellow, Qin and Berthelot, "Evaluation methodology for attacks against confidence thresholding models".
+    Goodfellow, Qin and Berthelot, "Evaluation methodology for attacks against confidence thresholding models". Solid
+    where an optimal attacker of that kind can do no more: MaxConfidence at thresholds of 1/2 and above. Dashed below,
+    and for all other attacks: what was observed, a lower bound. The band ends at the upper bound, the share of images
+    of which some wrong class was seen above the threshold.
 
     Args:
         clean: answers to n clean images.
         attacked: answers under each attack, by name.
-        max_confidence: the names of those attacks that are MaxConfidence. Only for them does the result table bound
-            what a better attack could reach (section 6.1); their bound is drawn dashed. Others get none.
+        max_confidence: of those attacks that are MaxConfidence, the highest probability of a wrong class (n,) that was
+            seen of each image. Attacks that are not named bound nothing.
+        classes: their number K, which makes the upper bound tighter: no image fails by a class of less than 1 / K.
 
     Returns:
         a figure with the curve of each attack and that of no attack.
@@ -42,27 +50,88 @@ def success_fail(
     >>> success_fail(clean, {"pgd": Answers(np.array([0.9, 0.8]), np.array([0, 1]))}).layout.title.text
     'With at most 1 % failures, pgd leaves a success of 0 % instead of 100 %'
     """
-    curves = {"no attack": _success_fail(clean, clean, bounded=False)}
-    curves |= {name: _success_fail(clean, part, bounded=name in max_confidence) for name, part in attacked.items()}
+    seen = max_confidence or {}
+    plain = _success_fail(clean, clean, bounded=False)
+    curves = {name: _success_fail(clean, part, bounded=name in seen) for name, part in attacked.items()}
     left = {name: float(curve.success[curve.failure <= TOLERATED].max()) for name, curve in curves.items()}
-    worst = min((name for name in curves if name != "no attack"), key=lambda name: left[name])
+    left = {"no attack": float(plain.success[plain.failure <= TOLERATED].max()), **left}
+    worst = min(curves, key=lambda name: left[name])
     told = f"{percent(left[worst])} instead of {percent(left['no attack'])}"
     title = f"With at most {percent(TOLERATED)} failures, {worst} leaves a success of {told}"
     alt = "Success-fail curves. Success at 1 % failures: " + _listed(left) + "."
-    traces = []
+    note = "success %{y:.1%} at failure %{x:.1%}"
+    traces = [_line(*plain.staircase(), name="no attack", index=-1, note=note)]
     for index, (name, curve) in enumerate(curves.items()):
-        x, y = curve.staircase()
-        traces.append(_line(x, y, name=name, index=index - 1, note="success %{y:.1%} at failure %{x:.1%}"))
-        if name in max_confidence:
-            x, y = curve.staircase(curve.upper_coverage)
-            traces.append(_bound(x, y, name=f"{name}, upper bound", colour=line_style(index - 1)["line"]["color"]))
-    right = max(0.1, *(float(curve.failure.max()) for curve in curves.values())) * 1.02
+        bound = None if name not in seen else _wrong_share(clean, seen[name], curve, classes)
+        traces += _attack_lines(curve, bound, name=name, index=index, note=note)
+    right = max(0.1, *(max(trace["x"]) for trace in traces)) * 1.02
     step = next(step for step in (2, 5, 10, 20) if 100 * right / step <= 6)
     marks = tuple(range(0, int(100 * right) + 1, step))
     across = share_axis("failure rate, attacked", steps=marks) | {"range": [-0.02 * right, right]}
     up = share_axis("success rate, clean") | {"range": [-0.02, 1.02]}
     shown = layout(title=title, alt=alt, height=HEIGHT) | {"xaxis": across, "yaxis": up}
     return go.Figure(data=traces, layout=shown)
+
+
+def _attack_lines(
+    curve: metrics.SuccessFail, bound: Floats | None, *, name: str, index: int, note: str
+) -> list[dict[str, Any]]:
+    """The curve of one attack: solid and dashed part, and the band up to the upper bound where there is one."""
+    solid = int(curve.solid.sum())  # thresholds come from the highest to the lowest
+    if bound is None or not solid:
+        dashed = _line(*curve.staircase(), name=name, index=index, note=note)
+        dashed["line"] = dashed["line"] | {"dash": "dash"}
+        return [dashed]
+    certain = _line(*_stairs(curve.failure[:solid], curve.success[:solid]), name=name, index=index, note=note)
+    below = slice(solid - 1, None)  # joined to the solid part
+    lower_x, lower_y = _stairs(curve.failure[below], curve.success[below])
+    upper_x, upper_y = _stairs(bound[below], curve.success[below])
+    colour = line_style(index)["line"]["color"]
+    lower = _bound(lower_x, lower_y, name=f"{name}, below 1/2", colour=colour, dash="dash")
+    upper = _bound(upper_x, upper_y, name=f"{name}, upper bound", colour=colour, dash="dot")
+    band = {
+        "type": "scatter",
+        "x": numbers(np.concatenate([lower_x, upper_x[::-1]])),
+        "y": numbers(np.concatenate([lower_y, upper_y[::-1]])),
+        "mode": "lines",
+        "line": {"color": CLEAR, "width": 0},
+        "fill": "toself",
+        "fillcolor": _pale(colour),
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    return [band, certain, lower | {"hovertemplate": note, "hoverinfo": "all"}, upper]
+
+
+def _wrong_share(clean: Answers, seen: Floats, curve: metrics.SuccessFail, classes: int) -> Floats:
+    """Share of images of which a wrong class was seen above each threshold and no lower than 1 / K.
+
+    No attack can fail more images if MaxConfidence was perfect: the class that wins is above the threshold, and has at
+    least a K-th of the probability. At 1/2 and above it is the failure rate itself.
+    """
+    least = np.nextafter((1 - 1e-6) / classes, 0)  # a K-th itself counts, as do probabilities rounded below it
+    wrong = metrics.success_fail(
+        *(clean.confidence, clean.correct, seen, np.zeros(len(seen))),
+        max_confidence=False,
+        thresholds=np.maximum(curve.threshold, least),
+    )
+    bound: Floats = np.where(curve.solid, curve.failure, np.maximum(wrong.failure, curve.failure))
+    return bound
+
+
+def _stairs(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """From point to point first right, then up, so that the line never overstates the success."""
+    return np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
+
+
+def _pale(colour: str) -> str:
+    """A colour "#rrggbb", nearly transparent.
+
+    >>> _pale("#0072b2")
+    'rgba(0, 114, 178, 0.13)'
+    """
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.13)"
 
 
 def risk_coverage(clean: Answers, attacked: Mapping[str, Answers]) -> go.Figure:
@@ -112,7 +181,7 @@ def _success_fail(clean: Answers, part: Answers, *, bounded: bool) -> metrics.Su
     """The success-fail curve at thresholds spread along its length."""
     columns = (clean.confidence, clean.correct, part.confidence, part.correct)
     full = metrics.success_fail(*columns, max_confidence=bounded)
-    kept = _spread(full.failure, full.success)
+    kept = np.union1d(_spread(full.failure, full.success), np.flatnonzero(full.threshold == 0.5))
     return metrics.success_fail(*columns, max_confidence=bounded, thresholds=np.maximum(full.threshold[kept], 0))
 
 
@@ -144,8 +213,8 @@ def _line(x: Floats, y: Floats, *, name: str, index: int, note: str) -> dict[str
     return shown | style
 
 
-def _bound(x: Floats, y: Floats, *, name: str, colour: str) -> dict[str, Any]:
-    line = {"color": colour, "dash": "dash", "width": 1.5}
+def _bound(x: Floats, y: Floats, *, name: str, colour: str, dash: str = "dash") -> dict[str, Any]:
+    line = {"color": colour, "dash": dash, "width": 1.5}
     shown = {"type": "scatter", "name": escaped(name), "x": numbers(x), "y": numbers(y), "mode": "lines"}
     return shown | {"line": line, "hoverinfo": "skip"}
 

@@ -14,10 +14,7 @@ from poise.report.cost_figures import confidence_over_queries, cost, ece_over_qu
 from poise.report.curve_figures import risk_coverage, success_fail
 from poise.report.folder import Block, Run
 from poise.report.tables import Scoreboard
-
-MAX_CONFIDENCE = frozenset({"max-confidence"})
-"""The recipes whose attack bounds what any attack could reach."""
-
+from poise.report.trace_figures import attack_trace
 
 ALIKE = ("reliability", "histogram")
 """Figures that share one key, which the page sets itself."""
@@ -28,7 +25,7 @@ TITLE = 24
 
 def embedded(run: Run, board: Scoreboard) -> dict[str, dict[str, Any]]:
     """Figures by name: `reliability.R.C`, `histogram.R.C` for recipe R and column C of the scoreboard; `success.C`,
-    `risk.C`, and `ece.C`, `confidence.C` where the run has curves."""
+    `risk.C`; `ece.C`, `confidence.C` where the run has curves; `trace.R.C` where it has traces."""
     return {name: _plain(figure, legend=not name.startswith(ALIKE)) for name, figure in _figures(run, board)}
 
 
@@ -41,15 +38,35 @@ def _figures(run: Run, board: Scoreboard) -> Iterator[tuple[str, go.Figure]]:
                 pair = (blocks[recipe].clean, blocks[recipe].attacked)
                 yield f"reliability.{line}.{place}", reliability(*pair, name=recipe)
                 yield f"histogram.{line}.{place}", confidence_histograms(*pair, name=recipe, threshold=threshold)
-        yield from _threshold_curves(blocks, place)
+        yield from _threshold_curves(run, blocks, place)
         yield from _cost_curves(run, (defence, view), list(blocks), place)
+        yield from _traces(run, (defence, view), board.recipes, place)
 
 
-def _threshold_curves(blocks: dict[str, Block], place: int) -> Iterator[tuple[str, go.Figure]]:
+def _threshold_curves(run: Run, blocks: dict[str, Block], place: int) -> Iterator[tuple[str, go.Figure]]:
     clean = next(iter(blocks.values())).clean
     attacked = {recipe: block.attacked for recipe, block in blocks.items()}
-    yield f"success.{place}", success_fail(clean, attacked, max_confidence=MAX_CONFIDENCE)
+    about = run.summary["recipes"]
+    free = {recipe for recipe in blocks if not about.get(recipe, {}).get("keeps_label", False)} or set(blocks)
+    bounds = {
+        recipe: block.wrong_confidence
+        for recipe, block in blocks.items()
+        if block.wrong_confidence is not None and about.get(recipe, {}).get("max_confidence", False)
+    }
+    chosen = {recipe: part for recipe, part in attacked.items() if recipe in free}
+    classes = int(run.summary["target"]["num_classes"])
+    yield f"success.{place}", success_fail(clean, chosen, max_confidence=bounds, classes=classes)
     yield f"risk.{place}", risk_coverage(clean, attacked)
+
+
+def _traces(run: Run, model: tuple[str, str], recipes: list[str], place: int) -> Iterator[tuple[str, go.Figure]]:
+    if run.traces is None:
+        return
+    here = run.traces.filter((pl.col("defence") == model[0]) & (pl.col("view") == model[1]))
+    for line, recipe in enumerate(recipes):
+        part = here.filter(pl.col("recipe") == recipe)
+        if part.height:
+            yield f"trace.{line}.{place}", attack_trace(part, name=recipe)
 
 
 def _cost_curves(run: Run, model: tuple[str, str], recipes: list[str], place: int) -> Iterator[tuple[str, go.Figure]]:

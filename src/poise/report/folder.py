@@ -28,6 +28,7 @@ SAMPLE_COLUMNS = (
     *("confidence_before", "confidence_after", "queries"),
 )
 CURVE_COLUMNS = ("recipe", "defence", "view", "id", "label", "queries", "confidence", "prediction")
+TRACE_COLUMNS = ("recipe", "defence", "view", "id", "iteration", "margin", "confidence", "loss")
 GALLERY_COLUMNS = (
     *("recipe", "defence", "direction", "id", "label", "prediction"),
     *("confidence_before", "confidence_after", "delta_w", "ssim"),
@@ -49,7 +50,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class Block:
-    """The samples of one recipe against one defence under one view, ordered by id; all arrays are (n,)."""
+    """The samples of one recipe against one defence under one view, ordered by id; all arrays are (n,).
+
+    `wrong_confidence` is the highest probability of a wrong class that the attack saw; None where it did not look.
+    """
 
     key: Key
     id: Ints
@@ -59,6 +63,7 @@ class Block:
     confidence_before: Floats
     confidence_after: Floats
     queries: Ints
+    wrong_confidence: Floats | None = None
 
     @cached_property
     def clean(self) -> Answers:
@@ -91,6 +96,7 @@ class Run:
         blocks: the samples of each attack, in the order of the summary's rows.
         curves: best so far over queries, or None when the run has no curves.
         gallery: the cases that moved most, or None when the run has none.
+        traces: every point that was asked for of the first images, or None when the run kept none.
     """
 
     path: Path
@@ -99,6 +105,7 @@ class Run:
     blocks: dict[Key, Block]
     curves: pl.DataFrame | None
     gallery: Gallery | None
+    traces: pl.DataFrame | None = None
 
 
 def read(path: Path) -> Run:
@@ -121,6 +128,7 @@ def read(path: Path) -> Run:
         blocks=dict(_blocks(samples, summary)),
         curves=_table(path, "curves", CURVE_COLUMNS),
         gallery=_gallery(path),
+        traces=_traces(path),
     )
 
 
@@ -166,6 +174,11 @@ def _table(path: Path, folder: str, columns: tuple[str, ...]) -> pl.DataFrame | 
     return table
 
 
+def _traces(path: Path) -> pl.DataFrame | None:
+    table = _table(path, "traces", TRACE_COLUMNS)
+    return table if table is not None and table.height else None
+
+
 def _require(table: pl.DataFrame, columns: tuple[str, ...], where: Path) -> None:
     missing = [name for name in columns if name not in table.columns]
     if missing:
@@ -197,6 +210,7 @@ def _blocks(samples: pl.DataFrame, summary: Summary) -> Iterator[tuple[Key, Bloc
                 confidence_before=_shares(table, "confidence_before"),
                 confidence_after=_shares(table, "confidence_after"),
                 queries=_ints(table, "queries"),
+                wrong_confidence=_wrong_confidence(table),
             ),
         )
 
@@ -212,6 +226,11 @@ def _shares(table: pl.DataFrame, name: str) -> Floats:
             f"report: samples must hold a {name} in [0, 1], got {values[~((values >= 0) & (values <= 1))][0]}"
         )
     return values
+
+
+def _wrong_confidence(table: pl.DataFrame) -> Floats | None:
+    name = "wrong_confidence"
+    return _shares(table, name) if name in table.columns and not table[name].null_count() else None
 
 
 def _gallery(path: Path) -> Gallery | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from poise.files import whole
 from poise.report import facts, gallery, tables, words
 from poise.report.embed import attacks, script_json
 from poise.report.figures import embedded
@@ -28,6 +28,7 @@ SECTIONS = (
     ("scoreboard", "Scoreboard"),
     ("cost", "Cost of the attack"),
     ("curves", "Success and risk"),
+    ("traces", "How the attacks move"),
     ("images", "Images"),
     ("checks", "Can you trust this page"),
     ("made", "How it was made"),
@@ -46,7 +47,6 @@ METRIC_NOTES = {
 class Page:
     """What the template shows of a run; every text in it is escaped there unless it is Markup."""
 
-    sections = SECTIONS
     metrics = words.METRICS
     metric_notes = METRIC_NOTES
     views = words.VIEWS
@@ -71,6 +71,8 @@ class Page:
         self.slider_low = 1000 // int(summary["target"]["num_classes"])
         self.slider_start = round(self.threshold * 1000)
         self.has_curves = run.curves is not None
+        self.traced = self._traced()
+        self.sections = [entry for entry in SECTIONS if entry[0] != "traces" or self.traced]
         self.gallery = gallery.cases(run.gallery, summary["data"].get("class_names") or []) if run.gallery else []
         self.every = gallery.stride(run.gallery) if run.gallery else 1
         self.facts = facts.facts(summary)
@@ -78,6 +80,11 @@ class Page:
         self.spec = run.spec
         self.footer = f"Made by poise {summary.get('poise', '')}. This file loads nothing from the network."
         self._run = run
+
+    def _traced(self) -> list[int]:
+        """The rows of the scoreboard of which there is a trace."""
+        lines = {int(name.split(".")[1]) for name in self.figures if name.startswith("trace.")}
+        return sorted(lines)
 
     def first_figure(self, base: str) -> dict[str, Any] | None:
         """The figure of a place before anything is chosen."""
@@ -152,12 +159,8 @@ def write(run: Path) -> Path:
     """
     html = render(read(Path(run)))
     target = Path(run) / "report.html"
-    temporary = target.with_name(f".report.{os.getpid()}.html")
-    try:
+    with whole(target) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

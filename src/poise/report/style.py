@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 INK, MUTED, GRID, PAPER = "#1d2126", "#565d66", "#dfe3e8", "#fdfdfc"
 CLEAR = "rgba(0,0,0,0)"
 RIGHT, WRONG, DEFERRED = "#0072b2", "#c85200", "#8b939d"
+BAND = "rgba(0, 114, 178, 0.16)"
 LINES = (RIGHT, WRONG, "#00805c", "#a8478a", "#8f6400", "#1f8795", "#4a5058")
 """Line colours after Okabe and Ito, darkened until each has a contrast of 3 : 1 or more on the page."""
 
@@ -23,6 +24,7 @@ DARK: dict[str, str] = {
     RIGHT: "#5aa9e6",
     WRONG: "#f0874a",
     DEFERRED: "#7c8590",
+    BAND: "rgba(90, 169, 230, 0.3)",
     "#00805c": "#2fbf93",
     "#a8478a": "#d98fbb",
     "#8f6400": "#e0b13a",

@@ -75,7 +75,7 @@ def test_own_classes_are_loaded_when_named(tmp_path):
     defense = Shift(0.5).fit(LOGITS, LABELS)
     save(defense, tmp_path / "d.safetensors")
     assert torch.equal(load(tmp_path / "d.safetensors", classes=(Shift,))(LOGITS), defense(LOGITS))
-    with pytest.raises(InputError, match="holds a 'Shift', known are CompressionScaling, Identity, TemperatureScaling"):
+    with pytest.raises(InputError, match=r"holds a 'Shift', known are AAA, CompressionScaling, .*TemperatureScaling"):
         load(tmp_path / "d.safetensors")
 
 
@@ -171,5 +171,7 @@ def test_names_make_defences_and_unknown_names_get_the_nearest():
         assert summary
         assert "\n" not in summary
     assert make("ts") is not make("ts")
-    with pytest.raises(InputError, match=r"defense: .* got 'nonee' \(did you mean none\? known: cs, none, ts\)"):
+    with pytest.raises(
+        InputError, match=r"defense: .* got 'nonee' \(did you mean none\? known: .*cs, .*none, .*ts, .*\)"
+    ):
         make("nonee")

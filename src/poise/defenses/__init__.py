@@ -1,19 +1,55 @@
 """Defences of a classifier's confidence."""
 
 from poise.defenses.base import PoiseWarning, PostHoc, stack
+from poise.defenses.features import FeatureDefended, features_and_logits, make_domains
+from poise.defenses.inference import Dent, InferenceDefense, Quantize, RandomNoise, defended
 from poise.defenses.io import load, save
-from poise.defenses.posthoc import CompressionScaling, Identity, TemperatureScaling
+from poise.defenses.posthoc import (
+    AAA,
+    CompressionScaling,
+    Domain,
+    HistogramBinning,
+    Identity,
+    Isotonic,
+    MatrixScaling,
+    MultiDomainTemperature,
+    Platt,
+    Splines,
+    TemperatureScaling,
+    TopScore,
+    VectorScaling,
+    with_confidence,
+)
 from poise.defenses.registry import DEFENSES, make
 
 __all__ = [
+    "AAA",
     "DEFENSES",
     "CompressionScaling",
+    "Dent",
+    "Domain",
+    "FeatureDefended",
+    "HistogramBinning",
     "Identity",
+    "InferenceDefense",
+    "Isotonic",
+    "MatrixScaling",
+    "MultiDomainTemperature",
+    "Platt",
     "PoiseWarning",
     "PostHoc",
+    "Quantize",
+    "RandomNoise",
+    "Splines",
     "TemperatureScaling",
+    "TopScore",
+    "VectorScaling",
+    "defended",
+    "features_and_logits",
     "load",
     "make",
+    "make_domains",
     "save",
     "stack",
+    "with_confidence",
 ]

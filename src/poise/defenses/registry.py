@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from poise.defenses.base import PostHoc
-from poise.defenses.posthoc import CompressionScaling, Identity, TemperatureScaling
+from poise.defenses.posthoc import (
+    AAA,
+    CompressionScaling,
+    HistogramBinning,
+    Identity,
+    Isotonic,
+    MatrixScaling,
+    MultiDomainTemperature,
+    Platt,
+    Splines,
+    TemperatureScaling,
+    VectorScaling,
+)
 from poise.errors import one_of
 
 
@@ -23,6 +36,24 @@ DEFENSES: dict[str, Entry] = {
     "cs": Entry(
         CompressionScaling, "compression scaling: confidences moved into the top 3 of 15 bins (Obadinma et al.)"
     ),
+    "md-ts": Entry(
+        MultiDomainTemperature,
+        "multi-domain temperature: T read off features; one T where it has none (Yu et al. 2022)",
+    ),
+    "splines": Entry(Splines, "splines: top-1 confidence corrected by a cubic spline of its gap (Gupta et al. 2021)"),
+    "platt": Entry(Platt, "Platt scaling: a logistic curve of the top-1 log-odds (Platt 1999)"),
+    "isotonic": Entry(Isotonic, "isotonic regression of correctness on top-1 confidence (Zadrozny and Elkan 2002)"),
+    "histogram": Entry(
+        HistogramBinning, "histogram binning: the accuracy of each of 15 bins (Zadrozny and Elkan 2001)"
+    ),
+    "vector": Entry(
+        VectorScaling, "vector scaling: a weight and a bias per class; labels may change (Guo et al. 2017)"
+    ),
+    "matrix": Entry(MatrixScaling, "matrix scaling: a full affine map; labels may change (Guo et al. 2017)"),
+    "aaa-linear": Entry(
+        partial(AAA, "linear"), "AAA: the margin runs backwards in steps of 6 logits, solved exactly (Chen et al. 2022)"
+    ),
+    "aaa-sine": Entry(partial(AAA, "sine"), "AAA: the margin follows a sine, solved exactly (Chen et al. 2022)"),
 }
 """Every defence by its name; to add one, write its file and its line here."""
 

@@ -1,0 +1,175 @@
+"""All defences on one split: clean, under images made against the bare model, and under an attacker who knows them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from poise import __version__, defenses, metrics
+from poise.defenses import PostHoc
+from poise.experiments import files
+from poise.experiments.audit import AuditListener, run_audit
+from poise.experiments.audit_spec import AuditSpec
+from poise.experiments.defend_adaptive import AdaptiveFolder, adapt, chunks
+from poise.experiments.defend_attackers import BARE, THROUGH, knowledge
+from poise.experiments.defend_figures import METRICS, figures, worse
+from poise.experiments.defend_table import markdown
+from poise.experiments.measure import Figure
+from poise.experiments.prepare import Prepared, prepare
+from poise.experiments.run_folder import RunFolder
+
+RECIPES = ("sa-mma", "standard")
+"""What a comparison attacks with unless told otherwise."""
+
+REPEATS = 7
+"""Passes of a defence of which the median is its time."""
+
+
+def run_compare(
+    spec: AuditSpec,
+    out: Path,
+    *,
+    resume: bool,
+    listener: AuditListener,
+    command: str = "",
+    on_adaptive: Callable[[str, str], None] = lambda recipe, defence: None,
+) -> dict[str, Any]:
+    """Audits every defence, lets an adaptive attacker choose, writes compare.json and compare.md, returns the former.
+
+    `out` is a run folder like that of `poise audit`, whose summary.json holds the audit's own figures. The adaptive
+    attacker has, for every sample, the attack through the defence, the one on the bare model, and where the defence has
+    no usable gradient one more (`poise.experiments.defend_attackers`); he keeps the one that serves the recipe's goal
+    best on the defended model. So he spends up to three budgets per sample, the unaware one a single one. The
+    columns may still cross, as a figure of the whole set is not a sum of goals: the headline is the worse of both.
+
+    Args:
+        spec: what to do; its defences are compared, "none" among them always.
+        out: the run folder; made if missing.
+        resume: go on with a run of the same spec that lies there.
+        listener: hears how the audit goes.
+        command: the command that repeats the run.
+        on_adaptive: called with recipe and defence before the adaptive attacker's turn.
+
+    Raises:
+        InputError, TargetError: model, data and spec do not fit; RunError: another run lies in `out`.
+    """
+    summary = run_audit(spec, out, resume=resume, listener=listener, command=command)
+    with warnings.catch_warnings():  # the same model and fits once more, as run_audit keeps its own: told already
+        warnings.simplefilter("ignore")
+        prepared = prepare(spec, lambda line: None)
+    run, folder = RunFolder(out), AdaptiveFolder(out)
+    with files.locked(out):
+        files.sweep(out)
+        for recipe in spec.recipes:
+            for name in spec.defences:
+                if name != "none":
+                    on_adaptive(recipe, name)
+                    adapt(prepared, run, folder, recipe, name)
+        comparison = _comparison(prepared, summary, run, folder, command)
+        files.write_json(out / "compare.json", comparison)
+        files.write_text(out / "compare.md", markdown(comparison))
+    return comparison
+
+
+def _comparison(
+    prepared: Prepared, summary: dict[str, Any], run: RunFolder, folder: AdaptiveFolder, command: str
+) -> dict[str, Any]:
+    spec = prepared.spec
+    plan = metrics.Bootstrap(resamples=spec.bootstrap, seed=spec.seed % 2**32)
+    logits = _bare_logits(prepared)
+    found = {}
+    for name in spec.defences:
+        defence, known = prepared.defences[name], knowledge(name, prepared.defences[name])
+        first = run.rows(spec.recipes[0], name, "aware")
+        found[name] = {
+            "summary": defenses.DEFENSES[name].summary,
+            "keeps_label": defence.keeps_label,
+            "gradient": known.gradient.value,
+            "attacker": known.why,
+            "ms_per_image": milliseconds(defence, logits),
+            "clean": figures(first, "before", plan),
+            "attacked": {recipe: _attacked(prepared, run, folder, recipe, name, plan) for recipe in spec.recipes},
+        }
+    return {
+        "poise": __version__,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command,
+        "model": spec.model,
+        "data": spec.data,
+        "samples": len(prepared.attacked),
+        "fit_samples": prepared.fit_samples,
+        "timed_batch": len(logits),
+        "spec": spec.model_dump(mode="json"),
+        "fingerprints": summary["fingerprints"],
+        "defences": found,
+    }
+
+
+def _attacked(
+    prepared: Prepared, run: RunFolder, folder: AdaptiveFolder, recipe: str, name: str, plan: metrics.Bootstrap
+) -> dict[str, Any]:
+    """Both columns of one recipe, the audit's own aware row, and the worse of the columns."""
+    through = run.rows(recipe, name, "aware")
+    aware = figures(through, "after", plan)
+    if name == "none":
+        columns, chosen = {"unaware": aware, "adaptive": aware}, pl.Series([THROUGH] * len(through))
+    else:
+        judged = folder.rows(recipe, name, len(chunks(prepared)))
+        chosen = judged["attack"]
+        bare = figures(run.rows(recipe, name, "unaware"), "after", plan)
+        columns = {"unaware": bare, "adaptive": figures(judged, "after", plan)}
+    counts = {attack: int((chosen == attack).sum()) for attack in (THROUGH, BARE, *chosen.unique().sort())}
+    return {**columns, "aware": aware, "headline": _headline(columns), "chosen": counts}
+
+
+def _headline(columns: dict[str, dict[str, Figure]]) -> dict[str, Any]:
+    """For every metric the worse of the two columns, and which one it is; the adaptive one among equals."""
+    found = {}
+    for name in METRICS:
+        unaware, adaptive = (columns[column][name] for column in ("unaware", "adaptive"))
+        column = "unaware" if worse(name, unaware["value"], adaptive["value"]) else "adaptive"
+        found[name] = {"column": column, **columns[column][name]}
+    return found
+
+
+def _bare_logits(prepared: Prepared) -> Tensor:
+    """(m, K) logits of the undefended model for one batch of the images, on its device and of its type."""
+    images, _, ids = next(iter(prepared.attacked[: prepared.spec.batch_size].batches(prepared.spec.batch_size)))
+    device = prepared.target.device
+    outputs = prepared.target.query(images.to(device), ids.to(device))
+    return outputs.logits.to(outputs.scores.dtype)
+
+
+def milliseconds(defence: PostHoc, logits: Tensor, repeats: int = REPEATS) -> float:
+    """Time that the defence alone adds per image: the median of several passes over (m, K) logits, after one more.
+
+    >>> from poise.defenses import Identity
+    >>> milliseconds(Identity(), torch.zeros(8, 3)) < 10
+    True
+    """
+    taken = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            _wait(logits)
+            began = time.perf_counter()
+            defence(logits)
+            _wait(logits)
+            taken.append(time.perf_counter() - began)
+    return 1000 * statistics.median(taken[1:]) / len(logits)
+
+
+def _wait(logits: Tensor) -> None:
+    """Until the device has done what it was asked."""
+    if logits.device.type == "cuda":
+        torch.cuda.synchronize(logits.device)
+    elif logits.device.type == "mps":
+        torch.mps.synchronize()

@@ -104,6 +104,78 @@ def _defenses() -> str:
     return _table(["logits", "images × classes", "compression scaling", "temperature scaling"], rows, "llrr")
 
 
+def _share(row: dict[str, Any]) -> str:
+    return f"{100 * row['share']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _strength(steps: int) -> str:
+    """ECE as a share of the bound, recipes × networks, at one number of gradient steps."""
+    rows = [row for row in _read("strength.json") if row["part"] == "main" and row["steps"] == steps]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    by = {(row["name"], row["network"]): row for row in rows}
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    body = [[f"`{name}`", *(_share(by[name, network]) for network in networks)] for name in names]
+    return _table([f"{steps} gradient steps", *networks], body, "l" + "r" * len(networks))
+
+
+def _lower() -> str:
+    """Mean confidence of the right answers after the papers' underconfidence attacks (UAT paper, Table 1)."""
+    rows = [row for row in _read("strength.json") if row["part"] == "main" and row["steps"] == 20]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    by = {(row["name"], row["network"]): row for row in rows}
+    names = ("standard", "confsmooth", "adaptive", "pgd-uca")
+    body = [[f"`{name}`", *(f"{by[name, at]['confidence_right']:.3f}" for at in networks)] for name in names]
+    return _table(["confidence, right answers, 20 steps", *networks], body, "l" + "r" * len(networks))
+
+
+def _ablation() -> str:
+    """The white-box part of `standard` with one thing changed."""
+    rows = [row for row in _read("strength.json") if row["part"] == "ablation"]
+    by = {(row["name"], row["network"], row["steps"]): row for row in rows}
+    columns = list(dict.fromkeys((row["network"], row["steps"]) for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    body = [[name, *(f"{100 * by[(name, *column)]['share']:.1f} %" for column in columns)] for name in names]
+    return _table(["share of the bound", *(f"{at}, {n} steps" for at, n in columns)], body, "l" + "r" * len(columns))
+
+
+def _light() -> str:
+    """The black-box version beside the papers' black-box attacks."""
+    rows = [row for row in _read("strength.json") if row["part"] == "light"]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    by = {(row["name"], row["network"]): row for row in rows}
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    body = [[f"`{name}`", *(_share(by[name, at]) for at in networks)] for name in names]
+    return _table(["1,000 queries", *networks], body, "l" + "r" * len(networks))
+
+
+def _illusion() -> str:
+    """Accuracy or confidence after each attack, by the temperature that the model is served at."""
+    found = _read("illusion.json")["rows"]
+    body = [
+        [
+            row["network"],
+            f"{row['served']:g}",
+            f"{row['clean']:.3f}",
+            *(f"{row[f'pgd, {which}']['accuracy']:.3f}" for which in ("plain", "cal", "opt")),
+            *(f"{row[f'square, {which} margin']['accuracy']:.3f}" for which in ("logit", "probability")),
+            *(f"{row[name]['at 1']:.3f}" for name in ("sa-uca", "standard-under")),
+            "**yes**" if row["found"] else "no",
+        ]
+        for row in found
+    ]
+    head = [
+        "network",
+        "served at T",
+        "clean",
+        "PGD",
+        "PGD, `cal`",
+        "PGD, `opt`",
+        "Square, logits",
+        "Square, probabilities",
+    ]
+    return _table([*head, "sa-uca", "standard-under", "illusion found"], body, "lrrrrrrrrrl")
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "digits-about": lambda: _about("digits"),
     "digits-table": lambda: _audit("digits"),
@@ -114,6 +186,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "resnet20-queries": _queries,
     "speed": _speed,
     "defense-speed": _defenses,
+    "strength-20": lambda: _strength(20),
+    "strength-100": lambda: _strength(100),
+    "strength-lower": _lower,
+    "strength-ablation": _ablation,
+    "strength-light": _light,
+    "illusion": _illusion,
 }
 
 

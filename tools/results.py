@@ -1,8 +1,8 @@
 """Makes the result tables in results/ anew: the audits and benchmarks behind every figure in README and docs.
 
-    python tools/results.py [digits] [resnet20] [queries] [speed] [defenses]
+    python tools/results.py [digits] [resnet20] [queries] [speed] [defenses] [strength] [illusion]
 
-Without names, all of them: about half an hour on two cores. The CIFAR-10 ones need the files named below.
+Without names, all of them: about two hours on two cores. The CIFAR-10 ones need the files named below.
 """
 
 from __future__ import annotations
@@ -83,12 +83,31 @@ def defenses() -> None:
     _bench("defenses")
 
 
+def strength() -> None:
+    """The standard attack beside the others, and what each of its parts is worth."""
+    (RESULTS / "strength.json").unlink(missing_ok=True)
+    _bench("strength")
+
+
+def illusion() -> None:
+    """What a served temperature hides."""
+    _bench("illusion")
+
+
 def _bench(name: str) -> None:
     command = [sys.executable, f"benchmarks/{name}.py", "--json", str(RESULTS / f"{name}.json")]
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-TABLES = {"digits": digits, "resnet20": resnet20, "queries": queries, "speed": speed, "defenses": defenses}
+TABLES = {
+    "digits": digits,
+    "resnet20": resnet20,
+    "queries": queries,
+    "speed": speed,
+    "defenses": defenses,
+    "strength": strength,
+    "illusion": illusion,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TABLES:

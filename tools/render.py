@@ -105,7 +105,9 @@ def _defenses() -> str:
 
 
 def _share(row: dict[str, Any]) -> str:
-    return f"{100 * row['share']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    digits = 2 if row["share"] > 0.99 else 1
+    share, low, high = (f"{100 * row[name]:.{digits}f}" for name in ("share", "low", "high"))
+    return f"{share} % [{low}, {high}]"
 
 
 def _strength(steps: int) -> str:

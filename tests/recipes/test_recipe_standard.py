@@ -56,12 +56,27 @@ def test_with_steps_and_one_query_every_query_but_the_last_few_has_a_gradient(na
 
 
 @pytest.mark.parametrize("name", WHITE)
-def test_without_steps_what_is_unfinished_walks_again(name: str) -> None:
+def test_without_steps_what_is_unfinished_is_attacked_again(name: str) -> None:
     case = toys.linear_case(4, classes=10, scale=20.0)
-    for budget, wanted in ((STEPS + 1, STEPS), (1000, STEPS + RESTARTS * STEPS // 2)):
-        table = run(name, case, 1e-4, budget=budget).table
-        assert table["gradients"].to_list() == [wanted] * 4
-        assert table["queries"].to_list() == [budget] * 4
+    first = run(name, case, 1e-4, budget=STEPS + 1).table
+    assert first["gradients"].to_list() == [STEPS] * 4
+    whole = run(name, case, 1e-4, budget=1000).table
+    assert (whole["gradients"] >= STEPS + RESTARTS * STEPS // 2).all()
+    assert whole["queries"].to_list() == [1000] * 4
+    assert (whole["loss_after"] <= first["loss_after"]).all()
+
+
+@pytest.mark.parametrize("other", ["apgd-mma", "newtonfool", "adaptive", "ace"])
+def test_no_white_box_recipe_ends_lower_on_any_sample(other: str) -> None:
+    """Each of them is a member, along its own loss; without its member the test fails (seen for all four)."""
+    data = poise.data.load("builtin:digits", samples=60)
+    target = poise.models.load("builtin:digits")
+    given = target, data.images, data.labels
+    ours, theirs = (poise.run_recipe(name, *given, eps=0.08, budget=1000).table for name in ("standard", other))
+    right = ours["prediction_before"] == ours["label"]
+    gap = (ours["confidence_after"] - theirs["confidence_after"]).filter(right).to_numpy()
+    assert gap.max() <= UNFINISHED
+    assert gap.mean() < -0.02
 
 
 @pytest.mark.parametrize("name", [name for name in STANDARD if name not in WHITE])

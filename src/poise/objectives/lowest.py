@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from poise.errors import InputError
-from poise.objectives.base import Bound, LabelKeeping, downwards, logit_margin, of_class
+from poise.objectives.base import Bound, LabelKeeping, downwards, logit_margin, of_class, probability_gap
 from poise.rng import Rng
 from poise.types import Access, Outputs
+
+GAP, GOAL = -1.0, -2.0
+"""Aims of `MinConfidence` besides an order: p_k - max_{j != k} p_j as in `UCA`, and p_k - 1/K itself."""
 
 
 def divergence(outputs: Outputs, order: Tensor) -> Tensor:
@@ -43,7 +46,9 @@ class _Lowest(LabelKeeping):
     penalty: bool
 
     def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
-        return divergence(outputs, aim) + self.weight * torch.relu(-logit_margin(outputs, self.k[ids]))
+        walk = divergence(outputs, aim.clamp_min(0)) + self.weight * torch.relu(-logit_margin(outputs, self.k[ids]))
+        plain = torch.where(aim == GAP, probability_gap(outputs, self.k[ids]), self.merit(outputs, ids))
+        return torch.where(aim < 0, plain, walk)
 
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
         if self.penalty:
@@ -106,7 +111,7 @@ class _At(LabelKeeping):
 
     def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
         own = of_class(outputs.log_probabilities, self.k[ids])
-        towards = torch.where(own.exp() > self.goal[ids], divergence(outputs, aim), -own)
+        towards = torch.where(own.exp() > self.goal[ids], divergence(outputs, aim.clamp_min(0)), -own)
         return towards + self.weight * torch.relu(-logit_margin(outputs, self.k[ids]))
 
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:

@@ -8,14 +8,18 @@ from __future__ import annotations
 from typing import Literal
 
 from poise.objectives import MMA, OCA, KeepLabel, MinConfidence, Objective, RandomConfidence
+from poise.objectives.lowest import GAP, GOAL
 from poise.recipebook.base import Recipe, Setting
-from poise.searches import Cascade, ConfidencePGD, Search, Square, Stage
+from poise.searches import ACE, APGD, AdaptivePGD, Aimed, Cascade, ConfidencePGD, NewtonFool, Search, Square, Stage
 
 STEPS = 100
 """Gradient steps of the walk and the landing together."""
 
 RESTARTS = 2
 """Walks from random points, half as long as the first, where the number of steps is not given."""
+
+AGAIN = 400
+"""Queries of those walks and of the papers' searches, at most; left out where the budget is less than twice that."""
 
 ENOUGH_TO_LAND = 50
 """Gradient steps below which all of them are needed to get there."""
@@ -24,7 +28,7 @@ HORIZON = 1000
 """Length of the schedule of a random search; with fewer queries it is broken off."""
 
 UNFINISHED = 0.02
-"""Merit above which the black-box member joins in: the gradients may have misled."""
+"""Merit above which the later members join in: the gradients may have misled, or another basin may lie lower."""
 
 PAPER = "this library"
 
@@ -32,18 +36,26 @@ PAPER = "this library"
 def standard(setting: Setting) -> Search:
     """White box: walk with a decaying step, land from the best point with short ones; black box on what is left.
 
-    Where the number of steps is not given, samples that are still unfinished walk again from random points.
+    Where the number of steps is not given, samples that are still unfinished walk again from random points, and the
+    papers' searches have their turn.
     """
     steps = setting.steps or STEPS
     last = steps * 3 // 10 if steps >= ENOUGH_TO_LAND else 0
     members: list[Stage | Search] = [ConfidencePGD(steps=steps - last)]
     if last:
         members.append(ConfidencePGD(steps=last, start="best", scale=0.05))
-    if setting.steps is None:
+    if setting.steps is None and setting.budget - 1 - steps >= 2 * AGAIN:  # the random search keeps half of the rest
         members.append(Stage(ConfidencePGD(steps=STEPS // 2, start="random"), above=UNFINISHED, repeats=RESTARTS))
-        steps += RESTARTS * (STEPS // 2 + 1)
+        members += [Stage(one, above=UNFINISHED) for one in _known(setting)]
+        steps += AGAIN
     black = _random_search("best", above=UNFINISHED, queries=setting.budget - 1 - steps)
     return Cascade((*members, *black))
+
+
+def _known(setting: Setting) -> tuple[Search, ...]:
+    """The papers' white-box searches along the papers' losses: on no sample does one of them end lower alone."""
+    adaptive = AdaptivePGD(steps=20, step=setting.step(5 / 255, 0.03))
+    return Aimed(APGD(), GAP), Aimed(NewtonFool(), GOAL), Aimed(adaptive, GAP), Aimed(ACE(), GOAL)
 
 
 def light(setting: Setting) -> Search:

@@ -2,6 +2,7 @@
 
 from poise.searches.ace import ACE
 from poise.searches.adaptive import AdaptivePGD
+from poise.searches.aimed import Aimed
 from poise.searches.apgd import APGD
 from poise.searches.base import Ask, Problem, Reply, Search
 from poise.searches.cascade import Cascade, Stage
@@ -21,7 +22,7 @@ SEARCHES = {
     kind.__name__: kind
     for kind in (
         Square, CrossingSquare, PGD, DropoutPGD, AdaptivePGD, MomentumPGD, APGD, ConfidencePGD, ACE, NewtonFool, FAB,
-        Noise, Negative, EveryClass, Cascade,
+        Noise, Negative, EveryClass, Cascade, Aimed,
     )
 }  # fmt: skip
 """Every search by its public name."""
@@ -34,6 +35,7 @@ __all__ = [
     "PGD",
     "SEARCHES",
     "AdaptivePGD",
+    "Aimed",
     "Ask",
     "Autograd",
     "Cascade",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from poise import ModuleTarget
 from poise.defenses import DEFENSES, HistogramBinning, Identity, Isotonic, PostHoc, TemperatureScaling
 from poise.experiments.defend_adaptive import Member, judge
-from poise.experiments.defend_attackers import KNOWLEDGE, Averaged, Gradient, behind, knowledge, surrogate
+from poise.experiments.defend_attackers import KNOWLEDGE, Averaged, Gradient, knowledge, surrogate
+from poise.experiments.served import behind
 from poise.recipebook import Setting, ball, recipe
 
 SETTING = Setting(ball("linf", 0.2), 40, 10)

@@ -67,6 +67,13 @@ def run_audit(
     Raises:
         InputError, TargetError: model, data and spec do not fit; RunError: another run lies in `out`.
     """
+    return audited(spec, out, resume=resume, listener=listener, command=command)[1]
+
+
+def audited(
+    spec: AuditSpec, out: Path, *, resume: bool, listener: AuditListener, command: str = ""
+) -> tuple[Prepared, dict[str, Any]]:
+    """`run_audit` for those who go on with the same run: what was prepared for it, and its summary."""
     began = time.time()
     folder = RunFolder(out)
     folder.check(spec, resume=resume)  # before anything is loaded or written
@@ -79,7 +86,7 @@ def run_audit(
             for defence in spec.defences:
                 _attack(prepared, folder, recipe, defence, listener)
         store_illusion(prepared, folder, listener.note)
-        return summarise(prepared, folder, seconds=time.time() - began, command=command)
+        return prepared, summarise(prepared, folder, seconds=time.time() - began, command=command)
 
 
 def checkpoints(budget: int) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +16,14 @@ from torch import Tensor
 from poise import __version__, defenses, metrics
 from poise.defenses import PostHoc
 from poise.experiments import files
-from poise.experiments.audit import AuditListener, run_audit
+from poise.experiments.audit import AuditListener, audited
 from poise.experiments.audit_spec import AuditSpec
 from poise.experiments.defend_adaptive import AdaptiveFolder, adapt, chunks
 from poise.experiments.defend_attackers import BARE, THROUGH, knowledge
 from poise.experiments.defend_figures import METRICS, figures, worse
 from poise.experiments.defend_table import markdown
 from poise.experiments.measure import Figure
-from poise.experiments.prepare import Prepared, prepare
+from poise.experiments.prepare import Prepared
 from poise.experiments.run_folder import RunFolder
 
 RECIPES = ("sa-mma", "standard")
@@ -62,10 +61,7 @@ def run_compare(
     Raises:
         InputError, TargetError: model, data and spec do not fit; RunError: another run lies in `out`.
     """
-    summary = run_audit(spec, out, resume=resume, listener=listener, command=command)
-    with warnings.catch_warnings():  # the same model and fits once more, as run_audit keeps its own: told already
-        warnings.simplefilter("ignore")
-        prepared = prepare(spec, lambda line: None)
+    prepared, summary = audited(spec, out, resume=resume, listener=listener, command=command)
     run, folder = RunFolder(out), AdaptiveFolder(out)
     with files.locked(out):
         files.sweep(out)

@@ -6,14 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 
-from torch import Tensor, nn
+from torch import nn
 
-from poise.defenses import PostHoc, stack
+from poise.defenses import PostHoc
+from poise.experiments.served import as_logits, with_module
 from poise.recipebook import PEERS, Recipe
 from poise.searches import EOT, Search
 from poise.searches.base import Problem, Steps
 from poise.targets import BPDA, ModuleTarget
-from poise.types import Access, OutputKind, Outputs
+from poise.types import Access
 
 EOT_SAMPLES = 10
 """Answers that are averaged for one gradient of a defence that draws random numbers."""
@@ -121,36 +122,3 @@ class Averaged:
 
     def run(self, problem: Problem) -> Steps:
         yield from self.source.through(self.search.run(problem), problem)
-
-
-class _Logits(nn.Module):
-    """A model that returns probabilities, as one that returns logits."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return Outputs(self.module(x), OutputKind.PROBABILITIES).logits
-
-
-def as_logits(target: ModuleTarget) -> nn.Module:
-    """The target's module, images in its bounds to (n, K) logits."""
-    return target.module if target.kind is OutputKind.LOGITS else _Logits(target.module)
-
-
-def behind(target: ModuleTarget, defence: PostHoc) -> ModuleTarget:
-    """The target with a defence behind it."""
-    return with_module(target, stack(as_logits(target), defence.to(target.device)))
-
-
-def with_module(like: ModuleTarget, module: nn.Module) -> ModuleTarget:
-    """A target that answers with this module's logits and is otherwise like another."""
-    return ModuleTarget(
-        module,
-        num_classes=like.num_classes,
-        bounds=like.bounds,
-        device=like.device,
-        batch_size=like.batch_size,
-        access=like.access,
-    )

@@ -12,8 +12,8 @@ from poise import data, defenses
 from poise.data import Dataset
 from poise.defenses.export import OPSET, Parity, export_onnx, export_torch
 from poise.errors import InputError
-from poise.experiments.defend_attackers import behind
-from poise.experiments.defend_fit import ask, provenance
+from poise.experiments.defend_fit import provenance
+from poise.experiments.served import ask, behind
 from poise.targets import ModuleTarget, Target
 
 SAMPLES = 1000

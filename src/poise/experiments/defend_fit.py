@@ -18,11 +18,12 @@ from torch import Tensor
 from poise import __version__, data, defenses, metrics, models
 from poise.data import Dataset
 from poise.defenses import PostHoc
-from poise.errors import InputError, PoiseError
+from poise.errors import InputError
 from poise.experiments import files
 from poise.experiments.audit_spec import DIGITS
 from poise.experiments.defend_adaptive import answered
 from poise.experiments.defend_figures import figures
+from poise.experiments.served import ask
 from poise.rng import Rng
 from poise.targets import ModuleTarget, Target
 from poise.types import OutputKind, Outputs
@@ -218,22 +219,6 @@ def _answers(model: str, images: Dataset, target: Target, batch_size: int) -> An
     if (code := models.code_fingerprint(model)) is not None:
         origin["code"] = code
     return Answers(torch.cat(logits), torch.cat(labels), origin)
-
-
-def ask(target: Target, batch: Tensor, ids: Tensor, images: Dataset) -> Outputs:
-    """One answer of the model; whatever the user's code raises becomes one line.
-
-    Raises:
-        InputError: the model does not take images like these.
-    """
-    try:
-        return target.query(batch.to(target.device), ids.to(target.device))
-    except PoiseError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        shape = "×".join(str(side) for side in images.shape)
-        raise InputError(f"model: must accept images of shape {shape} as in '{images.name}', got: {reason}") from error
 
 
 def save(fitted: Fitted, path: Path) -> Path:

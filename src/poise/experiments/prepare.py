@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 
 from poise import data, defenses, metrics, models
 from poise.data import Dataset
 from poise.defenses import PostHoc
-from poise.errors import AccessError, InputError, MissingExtraError, PoiseError
+from poise.errors import AccessError, InputError, MissingExtraError
 from poise.experiments.audit_spec import AuditSpec
+from poise.experiments.served import ask, behind, inside_model
 from poise.recipebook import PEERS, Recipe
 from poise.recipebook import recipe as recipe_named
 from poise.recipebook.peers import PeerRecipe
 from poise.targets import DifferentiableTarget, ModuleTarget, Target
-from poise.types import Access, OutputKind, Outputs
+from poise.types import Access
 
 FIT_SAMPLES = 1000
 """Most held-out images a defence is fitted on where the user named none."""
@@ -97,7 +96,7 @@ def _check_peer(name: str, found: Recipe, target: Target) -> None:
 def _probe(target: Target, attacked: Dataset, recipes: tuple[str, ...]) -> None:
     """Asks for what the recipes will need, two images' worth of it."""
     images, _, ids = next(iter(attacked[:2].batches(2)))
-    _ask(target, images, ids, attacked)
+    ask(target, images, ids, attacked)
     for name in recipes:
         needed = recipe_named(name).access
         _check_peer(name, recipe_named(name), target)
@@ -106,34 +105,15 @@ def _probe(target: Target, attacked: Dataset, recipes: tuple[str, ...]) -> None:
                 f"recipes: {name} needs access '{needed.name.lower()}', the model gives '{target.access.name.lower()}'"
             )
     if isinstance(target, DifferentiableTarget) and any(recipe_named(n).access == Access.GRADIENTS for n in recipes):
-        with _inside_model("give gradients for", attacked):
+        with inside_model("give gradients for", attacked):
             target.gradient(images.to(target.device), ids.to(target.device), lambda outputs: outputs.confidence)
-
-
-def _ask(target: Target, images: Tensor, ids: Tensor, dataset: Dataset) -> Outputs:
-    """One answer of the model."""
-    with _inside_model("accept", dataset):
-        return target.query(images.to(target.device), ids.to(target.device))
-
-
-@contextmanager
-def _inside_model(must: str, dataset: Dataset) -> Iterator[None]:
-    """Turns whatever the user's model raises into one line that says what it must do, and the images' shape."""
-    try:
-        yield
-    except PoiseError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        shape = "×".join(str(side) for side in dataset.shape)
-        raise InputError(f"model: must {must} images of shape {shape} as in '{dataset.name}', got: {reason}") from error
 
 
 def _fit(spec: AuditSpec, target: Target, held_out: Dataset, learned: dict[str, PostHoc]) -> None:
     data.check_matches(held_out, target.num_classes)
     logits, labels = [], []
     for images, truth, ids in held_out.batches(spec.batch_size):
-        logits.append(_ask(target, images, ids, held_out).logits.cpu())
+        logits.append(ask(target, images, ids, held_out).logits.cpu())
         labels.append(truth)
     for defence in learned.values():
         if defence.needs_fit:
@@ -155,36 +135,17 @@ def _held_out(spec: AuditSpec, whole: Dataset, attacked: Dataset) -> Dataset:
     return rest
 
 
-class _Logits(torch.nn.Module):
-    """A model that returns probabilities, as one that returns logits."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return Outputs(self.module(x), OutputKind.PROBABILITIES).logits
-
-
 def _defended(target: Target, defence: PostHoc) -> Target:
     if not isinstance(target, ModuleTarget):
         raise InputError(f"defences: a {type(target).__name__} cannot carry a defence, got {type(defence).__name__}")
-    module = target.module if target.kind is OutputKind.LOGITS else _Logits(target.module)
-    return ModuleTarget(
-        defenses.stack(module, defence.to(target.device)),
-        num_classes=target.num_classes,
-        bounds=target.bounds,
-        device=target.device,
-        batch_size=target.batch_size,
-        access=target.access,
-    )
+    return behind(target, defence)
 
 
 def clean_figures(prepared: Prepared) -> dict[str, float]:
     """Accuracy, mean confidence, ECE and KS error of the undefended model on the images under attack."""
     confidence, right = [], []
     for images, labels, ids in prepared.attacked.batches(prepared.spec.batch_size):
-        outputs = _ask(prepared.target, images, ids, prepared.attacked)
+        outputs = ask(prepared.target, images, ids, prepared.attacked)
         confidence.append(outputs.confidence.cpu())
         right.append((outputs.labels.cpu() == labels).double())
     columns = torch.cat(confidence).numpy(), torch.cat(right).numpy()

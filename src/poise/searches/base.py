@@ -36,6 +36,12 @@ class Ask:
     aim: Tensor | None = None
     step: Tensor | float | None = None
 
+    def at(self, index: Tensor) -> Ask:
+        """The points at these positions, or marked in a mask; `repeats` is kept."""
+        step = self.step[index] if isinstance(self.step, Tensor) else self.step
+        aim = None if self.aim is None else self.aim[index]
+        return Ask(self.x[index], self.ids[index], self.grad, self.probe, self.repeats, aim, step)
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -83,6 +89,12 @@ class Problem:
     def everyone(self) -> Tensor:
         """(n,) the rows of all samples."""
         return torch.arange(len(self.clean), device=self.clean.device)
+
+
+def running(active: Tensor, ids: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    """ids (m,) and rows of the samples that are still active (one look at the device)."""
+    keep = active[ids]
+    return (ids, *rows) if bool(keep.all()) else (ids[keep], *(row[keep] for row in rows))
 
 
 Steps = Generator[Ask, Reply, None]

@@ -13,7 +13,7 @@ from torch import Tensor
 from poise.constraints.base import Constraint
 from poise.constraints.l2 import per_row
 from poise.errors import InputError
-from poise.searches.base import Ask, Problem, Reply, Steps
+from poise.searches.base import Ask, Problem, Reply, Steps, running
 from poise.searches.gradient import check_steps, unit_sum
 from poise.types import Access
 
@@ -97,7 +97,7 @@ class ConfidencePGD:
             x, reply = yield from self._begin_elsewhere(problem, ids, far)
             assert reply.grad is not None
             gradient = reply.grad
-            ids, x, gradient = _still(reply, ids, x, gradient)
+            ids, x, gradient = running(reply.active, ids, x, gradient)
         velocity = torch.zeros_like(x)
         for t in range(self.steps):
             if not len(ids):
@@ -113,7 +113,7 @@ class ConfidencePGD:
                 assert reply.grad is not None
                 if t + 1 == LOOK and self.pace in ("reach", "other"):
                     far[ids] = self._beyond(reply.loss, reply.grad, constraint)
-                ids, x, gradient, velocity = _still(reply, ids, x, reply.grad, velocity)
+                ids, x, gradient, velocity = running(reply.active, ids, x, reply.grad, velocity)
 
     def _beyond(self, loss: Tensor, gradient: Tensor, constraint: Constraint) -> Tensor:
         """(m,) bool: which samples take the pace FAR from here on."""
@@ -138,9 +138,3 @@ def dual_norm(constraint: Constraint, gradient: Tensor) -> Tensor:
 
 def _orders(far: Tensor, progress: float) -> Tensor:
     return torch.where(far, FAR.order(progress), NEAR.order(progress))
-
-
-def _still(reply: Reply, ids: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
-    """ids and rows of the samples that are still active (one look at the device)."""
-    keep = reply.active[ids]
-    return (ids, *rows) if bool(keep.all()) else (ids[keep], *(row[keep] for row in rows))

@@ -221,7 +221,7 @@ class Driver:
         affordable = run.meter.affordable(ask.ids, ask.repeats)
         if affordable is None or bool(affordable.all()):
             return self._evaluate(ask, run)
-        answered = self._evaluate(_part_of(ask, affordable), run)
+        answered = self._evaluate(ask.at(affordable), run)
         loss = torch.full(ask.ids.shape, torch.inf, dtype=answered.loss.dtype, device=ask.x.device)
         loss[affordable] = answered.loss
         accept = torch.zeros_like(affordable)
@@ -274,13 +274,6 @@ def _next(steps: Steps, reply: Reply) -> Ask | None:
 
 def _loss(bound: Bound, outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Tensor:
     return bound.loss(outputs, ids) if aim is None else bound.aimed(outputs, ids, aim)
-
-
-def _part_of(ask: Ask, keep: Tensor) -> Ask:
-    """The points of ask that are marked in keep (m,)."""
-    step = ask.step[keep] if isinstance(ask.step, Tensor) else ask.step
-    aim = None if ask.aim is None else ask.aim[keep]
-    return Ask(ask.x[keep], ask.ids[keep], ask.grad, ask.probe, ask.repeats, aim, step)
 
 
 def _count_flat(run: Run, ids: Tensor, gradient: Tensor) -> None:

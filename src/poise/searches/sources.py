@@ -82,15 +82,7 @@ class EOT:
     def _ask(self, ask: Ask) -> Generator[Ask, Reply, Reply]:
         """`samples` copies of every point, answered as one."""
         copies = torch.arange(len(ask.ids), device=ask.ids.device).repeat_interleave(self.samples)
-        many = yield Ask(
-            ask.x[copies],
-            ask.ids[copies],
-            grad=True,
-            probe=ask.probe,
-            repeats=ask.repeats * self.samples,
-            aim=None if ask.aim is None else ask.aim[copies],
-            step=ask.step[copies] if isinstance(ask.step, torch.Tensor) else ask.step,
-        )
+        many = yield dataclasses.replace(ask.at(copies), repeats=ask.repeats * self.samples)
         return self._mean(many)
 
     def _mean(self, many: Reply) -> Reply:

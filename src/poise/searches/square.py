@@ -11,7 +11,7 @@ import torch
 from poise.constraints.l2 import L2
 from poise.constraints.linf import Linf
 from poise.errors import InputError
-from poise.searches.base import Ask, Problem, Steps
+from poise.searches.base import Ask, Problem, Steps, running
 from poise.searches.squares import L2Squares, LinfSquares, Squares
 from poise.types import Access
 
@@ -87,7 +87,7 @@ class Square:
             x = torch.where(taken.view(-1, 1, 1, 1), first, x)
             known = loss if self.aim is None else torch.inf  # the clean answer is the goal's own loss: another scale
             loss, spent = torch.where(taken, reply.loss, known), 2
-            ids, x, loss = _running(reply.active, ids, x, loss)
+            ids, x, loss = running(reply.active, ids, x, loss)
         horizon = max(problem.budget - spent, 1) if self.horizon is None else self.horizon
         for i in count():
             if not len(ids):
@@ -97,7 +97,7 @@ class Square:
             better = (reply.loss < loss) & (reply.accept if self.strict else True)
             x = torch.where(better.view(-1, 1, 1, 1), candidate, x)
             loss = torch.where(better, reply.loss, loss)
-            ids, x, loss = _running(reply.active, ids, x, loss)
+            ids, x, loss = running(reply.active, ids, x, loss)
 
     def _first(self, problem: Problem, squares: Squares, ids: torch.Tensor) -> torch.Tensor:
         """Where the samples ids begin, if it is to be asked for."""
@@ -107,11 +107,3 @@ class Square:
 
     def _aim(self, ids: torch.Tensor) -> torch.Tensor | None:
         return None if self.aim is None else torch.full(ids.shape, self.aim, device=ids.device)
-
-
-def _running(
-    active: torch.Tensor, ids: torch.Tensor, x: torch.Tensor, loss: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Drops finished samples (one look at the device)."""
-    keep = active[ids]
-    return (ids, x, loss) if bool(keep.all()) else (ids[keep], x[keep], loss[keep])

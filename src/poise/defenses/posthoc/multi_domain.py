@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from poise.defenses.base import PoiseWarning, PostHoc, keep_top, wide
-from poise.defenses.posthoc.temperature import optimal_temperature
+from poise.defenses.base import PoiseWarning, PostHoc, wide
+from poise.defenses.posthoc.temperature import divided, optimal_temperature
 from poise.errors import InputError
 
 
@@ -134,14 +134,14 @@ class MultiDomainTemperature(PostHoc):
                 "MultiDomainTemperature: was fitted with features, so forward needs them (FeatureDefended passes them)"
             )
         self._check_features(features, logits.shape[0])
-        return _divided(logits, self.temperature(features)[:, None])
+        return divided(logits, self.temperature(features)[:, None])
 
     def temperature(self, features: Tensor) -> Tensor:
         """(n,) T of each sample from its features (n, F), within the bounds, float64."""
         return (self._transformed(features) @ self.slope + self.intercept).clamp(self.lowest, self.highest)
 
     def _map(self, logits: Tensor) -> Tensor:
-        return _divided(logits, self.intercept)
+        return divided(logits, self.intercept)
 
     def _fit(self, logits: Tensor, labels: Tensor) -> None:
         temperature = self._temperature(logits, labels, "")
@@ -207,11 +207,3 @@ def _least_squares(features: Tensor, wanted: Tensor, ridge: float) -> tuple[Tens
     gain = torch.where(sizes > cut, sizes / (sizes.square() + ridge * len(wanted)), torch.zeros_like(sizes))
     slope = (right.T @ (gain * (left.T @ (above - above.mean())))) / spread
     return slope, first + above.mean() - mean @ slope
-
-
-def _divided(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Logits (n, K) by a temperature () or (n, 1); the label stays and nothing overflows."""
-    top = logits.amax(dim=1, keepdim=True)
-    fits = (top / temperature).to(logits.dtype).isfinite()  # a row that would overflow is shifted, at no cost
-    scaled = ((logits - torch.where(fits, torch.zeros_like(top), top)) / temperature).to(logits.dtype)
-    return keep_top(logits, scaled.clamp_min(torch.finfo(logits.dtype).min))

@@ -67,10 +67,17 @@ class TemperatureScaling(PostHoc):
         self.temperature.fill_(temperature)
 
     def _map(self, logits: Tensor) -> Tensor:
-        top = logits.amax(dim=1, keepdim=True)
-        fits = (top / self.temperature).isfinite()  # a row that would overflow is shifted, which changes no probability
-        scaled = (logits - torch.where(fits, torch.zeros_like(top), top)) / self.temperature
-        return keep_top(logits, scaled.clamp_min(torch.finfo(logits.dtype).min))
+        return divided(logits, self.temperature)
+
+
+def divided(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Logits (n, K) by a temperature () or (n, 1); the label stays and nothing overflows."""
+    top = logits.amax(dim=1, keepdim=True)
+    fits = (
+        (top / temperature).to(logits.dtype).isfinite()
+    )  # a row that would overflow is shifted, which changes no probability
+    scaled = ((logits - torch.where(fits, torch.zeros_like(top), top)) / temperature).to(logits.dtype)
+    return keep_top(logits, scaled.clamp_min(torch.finfo(logits.dtype).min))
 
 
 def optimal_temperature(

@@ -12,6 +12,7 @@ import pytest
 from audit_cases import write_data
 from cli_cases import MODEL, Done, poise, scratch
 
+from poise import defenses
 from poise.defenses import DEFENSES
 
 FAST = "--recipes sa-uca --defenses ts,cs --eps 0.1 --budget 6 --samples 8 --bootstrap 10 --batch-size 4 --quiet"
@@ -97,7 +98,7 @@ def test_fit_from_saved_logits_and_export_with_another_models_k(tmp_path: Path, 
     done = poise("defend", "fit", name, "--logits", archive(), "--out", out, "--bootstrap", "5")
     assert done.code == 0, done.err
     assert "fitted on 40 samples, measured on 40" in done.out
-    assert json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["fitted_on"]["n"] == 40
+    assert defenses.provenance(out)["fitted_on"]["n"] == 40
     told = refused("export", *address(), "--defense", out, "--out", tmp_path / "model.pt2")
     assert "fitted for 3 classes" in told
 

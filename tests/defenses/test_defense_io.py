@@ -10,7 +10,17 @@ from safetensors.torch import load_file, save_file
 
 import poise.defenses.io as defense_io
 from poise.checks.defenses import draw
-from poise.defenses import DEFENSES, CompressionScaling, Identity, PostHoc, TemperatureScaling, load, make, save
+from poise.defenses import (
+    DEFENSES,
+    CompressionScaling,
+    Identity,
+    PostHoc,
+    TemperatureScaling,
+    load,
+    make,
+    provenance,
+    save,
+)
 from poise.errors import InputError, NotFittedError
 
 LOGITS, LABELS = draw(200, 10)
@@ -175,3 +185,21 @@ def test_names_make_defences_and_unknown_names_get_the_nearest():
         InputError, match=r"defense: .* got 'nonee' \(did you mean none\? known: .*cs, .*none, .*ts, .*\)"
     ):
         make("nonee")
+
+
+def test_provenance_is_part_of_the_file_and_of_its_checksum(tmp_path, fitted):
+    path = tmp_path / "ts.safetensors"
+    save(fitted, path)
+    assert provenance(path) == {}
+    save(fitted, path, {"model": "mine", "n": 3, "figures": {"ece": [0.1, 0.2]}})
+    assert provenance(path) == {"model": "mine", "n": 3, "figures": {"ece": [0.1, 0.2]}}
+    assert torch.equal(load(path).temperature, fitted.temperature)
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(load_file(path), path, {**metadata, "provenance": '{"model": "another"}'})
+    with pytest.raises(InputError, match="does not match its checksum"):
+        provenance(path)
+    with pytest.raises(InputError, match="must be a file"):
+        provenance(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="JSON"):  # a figure that is not finite must be told as None
+        save(fitted, path, {"ece": float("nan")})

@@ -45,7 +45,7 @@ from poise.experiments.audit_spec import DIGITS, make_spec
 from poise.experiments.defend import RECIPES, run_compare
 from poise.experiments.defend_export import SAMPLES, run_export, writer
 from poise.experiments.defend_figures import METRICS
-from poise.experiments.defend_fit import fit, from_logits, from_model, save, sidecar
+from poise.experiments.defend_fit import fit, from_logits, from_model, save
 from poise.experiments.defend_table import NAMES, NOTE, Block, blocks, cell, header
 from poise.types import OutputKind
 
@@ -59,7 +59,7 @@ Examples:
   poise defend fit splines --logits validation.npz --out splines.safetensors
 
 The archive holds logits (n, K), or probabilities, and labels (n,). Where the data to fit on are not named apart, one
-half is fitted on and the figures come from the other. FILE.json beside FILE.safetensors holds provenance and figures.
+half is fitted on and the figures come from the other. The file holds where the fit comes from, and the figures.
 """
 
 COMPARE_HELP = """Compare defences on one split: clean, attacked unaware, and by an attacker who knows them.
@@ -113,8 +113,7 @@ def fit_command(
     usual = make_spec(**_given(bootstrap=bootstrap, seed=seed, device=device, batch_size=batch_size))
     if out.suffix != ".safetensors":
         raise InputError(f"out: must end in .safetensors, got '{out}'")
-    for path in (out, sidecar(out)):
-        _check_free(path, force=force)
+    _check_free(out, force=force)
     if logits is not None:
         if given := [option for option, at in (("model", model), ("data", data), ("fit-data", fit_data)) if at]:
             raise InputError(f"logits: stand for the model's answers, must be given without --{given[0]}")
@@ -126,7 +125,7 @@ def fit_command(
             address, data or DIGITS, fit_data, target=target, batch_size=usual.batch_size, seed=usual.seed
         )
     fitted = fit(name, held_out, measured, bootstrap=usual.bootstrap, seed=usual.seed)
-    beside = save(fitted, out)
+    save(fitted, out)
     if as_json:
         typer.echo(json.dumps(fitted.report, allow_nan=False))
         return
@@ -134,7 +133,7 @@ def fit_command(
     _print_block(_fit_block(report))
     changed = f", labels changed {report['labels_changed']}" if not report["keeps_label"] else ""
     typer.echo(f"fitted on {report['fitted_on']['n']} samples, measured on {report['measured_on']['n']}{changed}")
-    typer.echo(f"file     {out}   provenance  {beside}")
+    typer.echo(f"file     {out}")
 
 
 @app.command("compare", help=COMPARE_HELP)

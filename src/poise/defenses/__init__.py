@@ -3,7 +3,7 @@
 from poise.defenses.base import PoiseWarning, PostHoc, stack
 from poise.defenses.features import FeatureDefended, features_and_logits, make_domains
 from poise.defenses.inference import Dent, InferenceDefense, Quantize, RandomNoise, defended
-from poise.defenses.io import load, save
+from poise.defenses.io import load, provenance, save
 from poise.defenses.posthoc import (
     AAA,
     CompressionScaling,
@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "make",
     "make_domains",
+    "provenance",
     "save",
     "stack",
     "with_confidence",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,17 @@ from poise.files import whole
 _FORMAT = "poise-defense-1"
 
 
-def save(defense: PostHoc, path: str | Path) -> None:
+def save(defense: PostHoc, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
     """Writes a fitted defence; an existing file is replaced at once or not at all.
 
-    The metadata: format, name (the class), hyperparameters (JSON), fit_samples, poise_version, and a sha256 over these
-    and the buffers. A class that is not in `DEFENSES` can be written; `load` then needs to be told about it.
+    The metadata: format, name (the class), hyperparameters (JSON), fit_samples, poise_version, provenance (JSON), and a
+    sha256 over these and the buffers. A class that is not in `DEFENSES` can be written; `load` then needs to be told
+    about it.
 
     Args:
         defense: fitted, if it needs a fit.
         path: usually ends in .safetensors; its folder exists.
+        provenance: where the fit comes from, as JSON can hold it; `provenance` reads it back.
 
     Raises:
         NotFittedError: the defence has not been fitted.
@@ -46,6 +49,7 @@ def save(defense: PostHoc, path: str | Path) -> None:
         "hyperparameters": json.dumps(defense.hyperparameters()),
         "fit_samples": str(int(defense.fit_samples)),
         "poise_version": version("poise"),
+        "provenance": json.dumps(dict(provenance or {}), allow_nan=False),
     }
     metadata["sha256"] = _digest(metadata, tensors)
     with whole(path) as temporary:
@@ -71,22 +75,44 @@ def load(path: str | Path, *, classes: tuple[type[PostHoc], ...] = ()) -> PostHo
         ...     print(round(float(load(f"{folder}/ts.safetensors").temperature), 6))
         2.88539
     """
-    metadata, tensors = _read(Path(path))
-    if metadata.get("format") != _FORMAT:
-        given = f"format '{metadata['format']}'" if "format" in metadata else "another safetensors file"
-        raise InputError(f"load: '{path}' must be a defence saved by poise ({_FORMAT}), got {given}")
+    metadata, tensors = _checked(Path(path))
     known = {cls.__name__: cls for cls in (*(type(entry.factory()) for entry in DEFENSES.values()), *classes)}
     name = metadata.get("name", "")
     if name not in known:
         raise InputError(f"load: '{path}' holds a '{name}', known are {', '.join(sorted(known))}")
-    if metadata.get("sha256") != _digest(metadata, tensors):
-        raise InputError(f"load: '{path}' is damaged: its content does not match its checksum")
     try:
         defense = known[name](**json.loads(metadata.get("hyperparameters", "")))
         defense.load_state_dict(tensors)
     except (ValueError, TypeError, RuntimeError) as error:  # ValueError: InputError and bad JSON
         raise InputError(f"load: '{path}' does not fit this version's {name} ({_one_line(error)})") from error
     return defense
+
+
+def provenance(path: str | Path) -> dict[str, Any]:
+    """What `save` was told of a saved defence's origin; empty where it was told nothing.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a saved defence.
+    """
+    metadata, _ = _checked(Path(path))
+    try:
+        found = json.loads(metadata.get("provenance", "{}"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"load: '{path}' must hold its provenance as a JSON object, got another value")
+    return found
+
+
+def _checked(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file that `save` wrote, compared with its checksum."""
+    metadata, tensors = _read(path)
+    if metadata.get("format") != _FORMAT:
+        given = f"format '{metadata['format']}'" if "format" in metadata else "another safetensors file"
+        raise InputError(f"load: '{path}' must be a defence saved by poise ({_FORMAT}), got {given}")
+    if metadata.get("sha256") != _digest(metadata, tensors):
+        raise InputError(f"load: '{path}' is damaged: its content does not match its checksum")
+    return metadata, tensors
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:

@@ -12,7 +12,6 @@ from poise import data, defenses
 from poise.data import Dataset
 from poise.defenses.export import OPSET, Parity, export_onnx, export_torch
 from poise.errors import InputError
-from poise.experiments.defend_fit import provenance
 from poise.experiments.served import ask, behind
 from poise.targets import ModuleTarget, Target
 
@@ -68,6 +67,6 @@ def _check_origin(file: Path, defence: defenses.PostHoc, classes: int) -> None:
     """Refuses a defence that was fitted for another number of classes, as its buffers or its provenance tell."""
     with torch.no_grad():
         defence(torch.zeros(1, classes))
-    fitted = provenance(file).get("num_classes", classes)
+    fitted = defenses.provenance(file).get("num_classes", classes)
     if fitted != classes:
         raise InputError(f"defense: '{file}' was fitted for {fitted} classes, the model has {classes}")

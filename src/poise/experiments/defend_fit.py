@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,6 @@ from poise import __version__, data, defenses, metrics, models
 from poise.data import Dataset
 from poise.defenses import PostHoc
 from poise.errors import InputError
-from poise.experiments import files
 from poise.experiments.audit_spec import DIGITS
 from poise.experiments.defend_adaptive import answered
 from poise.experiments.defend_figures import figures
@@ -221,39 +219,7 @@ def _answers(model: str, images: Dataset, target: Target, batch_size: int) -> An
     return Answers(torch.cat(logits), torch.cat(labels), origin)
 
 
-def save(fitted: Fitted, path: Path) -> Path:
-    """Writes FILE.safetensors, and beside it FILE.json: where the fit comes from, and the figures.
-
-    The latter holds the sha256 of the former, so that it is believed of no other file. Returns its path.
-    """
+def save(fitted: Fitted, path: Path) -> None:
+    """Writes the defence, with its report as the file's provenance; the folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    defenses.save(fitted.defence, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return files.write_json(sidecar(path), {"file": path.name, "sha256": digest, **fitted.report})
-
-
-def sidecar(path: Path) -> Path:
-    """Where the provenance of a saved defence lies.
-
-    >>> str(sidecar(Path("runs/ts.safetensors")))
-    'runs/ts.json'
-    """
-    return path.with_suffix(".json")
-
-
-def provenance(path: Path) -> dict[str, Any]:
-    """What `save` wrote beside a defence; empty where there is no such file, or it belongs to another.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    beside = sidecar(path)
-    if not beside.is_file() or beside == path:
-        return {}
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"defense: '{beside}' must be readable JSON, got: {error}") from None
-    if not isinstance(found, dict) or found.get("sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
-        return {}
-    return found
+    defenses.save(fitted.defence, path, fitted.report)

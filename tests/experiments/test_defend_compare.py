@@ -22,7 +22,7 @@ from poise.errors import RunError
 from poise.experiments import AuditSpec
 from poise.experiments.defend import milliseconds, run_compare
 from poise.experiments.defend_figures import METRICS, figures, worse
-from poise.experiments.defend_table import blocks, ranked
+from poise.experiments.defend_table import blocks, latex, ranked
 
 DEFENCES = ("none", "ts", "cs", "histogram", "aaa-linear")
 RECIPES = ("sa-mma", "pgd-mma")
@@ -178,6 +178,18 @@ def test_tables_mark_the_worse_column_and_sort_by_it() -> None:
                 assert sum(line[at].endswith("*") for line in lines) == 1
     text = (folder() / "compare.md").read_text(encoding="utf-8")
     assert text.count("| cs | adaptive |") == len(RECIPES)
+
+
+def test_latex_holds_the_same_cells_and_nothing_that_latex_reads_otherwise() -> None:
+    made_of = json.loads((folder() / "compare.json").read_text(encoding="utf-8"))
+    assert (folder() / "compare.tex").read_text(encoding="utf-8") == latex(made_of)
+    lines = [line for line in latex(made_of).splitlines() if line.endswith(r" \\")]
+    cells = [line.removesuffix(r" \\").split(" & ") for line in lines]
+    expected = [cells for block in blocks(made_of) for cells in (block.head, *block.lines)]
+    assert cells == [[cell.replace("–", "--") for cell in row] for row in expected]
+    for special in "&%$#_{}":
+        renamed = {f"a{special}b" if name == "ts" else name: held for name, held in made_of["defences"].items()}
+        assert f"a\\{special}b &" in latex({**made_of, "defences": renamed})
 
 
 def test_figures_against_the_metrics_themselves() -> None:

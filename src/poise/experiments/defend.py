@@ -21,7 +21,7 @@ from poise.experiments.audit_spec import AuditSpec
 from poise.experiments.defend_adaptive import AdaptiveFolder, adapt, chunks
 from poise.experiments.defend_attackers import BARE, THROUGH, knowledge
 from poise.experiments.defend_figures import METRICS, figures, worse
-from poise.experiments.defend_table import markdown
+from poise.experiments.defend_table import latex, markdown
 from poise.experiments.measure import Figure
 from poise.experiments.prepare import Prepared
 from poise.experiments.run_folder import RunFolder
@@ -42,7 +42,7 @@ def run_compare(
     command: str = "",
     on_adaptive: Callable[[str, str], None] = lambda recipe, defence: None,
 ) -> dict[str, Any]:
-    """Audits every defence, lets an adaptive attacker choose, writes compare.json and compare.md, returns the former.
+    """Audits every defence, lets an adaptive attacker choose, writes compare.json, .md and .tex, returns the first.
 
     `out` is a run folder like that of `poise audit`, whose summary.json holds the audit's own figures. The adaptive
     attacker has, for every sample, the attack through the defence, the one on the bare model, and where the defence has
@@ -73,6 +73,7 @@ def run_compare(
         comparison = _comparison(prepared, summary, run, folder, command)
         files.write_json(out / "compare.json", comparison)
         files.write_text(out / "compare.md", markdown(comparison))
+        files.write_text(out / "compare.tex", latex(comparison))
     return comparison
 
 

@@ -117,3 +117,29 @@ def markdown(comparison: Comparison) -> str:
 def _line(cells: Sequence[str]) -> str:
     escaped = (text.replace("|", r"\|").replace(WORSE, rf"\{WORSE}") for text in cells)
     return f"| {' | '.join(escaped)} |"
+
+
+def latex(comparison: Comparison) -> str:
+    """Everything as LaTeX tables, for the package booktabs."""
+    parts = [f"% {line}" for line in header(comparison)]
+    for block in blocks(comparison):
+        shape = "l" * (len(block.head) - block.numbers) + "r" * block.numbers
+        parts += [r"\begin{table}", rf"\caption{{{_tex(block.title)}}}", rf"\begin{{tabular}}{{{shape}}}", r"\toprule"]
+        parts += [_tex_line(block.head), r"\midrule", *(_tex_line(cells) for cells in block.lines)]
+        parts += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join([*parts, f"% {NOTE}"]) + "\n"
+
+
+def _tex_line(cells: Sequence[str]) -> str:
+    return " & ".join(_tex(text) for text in cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    """Text with every character that LaTeX reads otherwise written out.
+
+    >>> _tex("a_b 5 %")
+    'a\\\\_b 5 \\\\%'
+    """
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {letter: f"\\{letter}" for letter in "&%$#_{}"} | {"–": "--"}
+    return "".join(special.get(letter, letter) for letter in text)

@@ -62,7 +62,7 @@ def test_every_listed_recipe_and_defence_is_one_that_runs() -> None:
     listed = json.loads(poise("list", "recipes", "--json").out)
     assert set(listed) == set(library.recipes()) | set(PEERS)
     assert {name for name, line in listed.items() if line.endswith("; needs extra peers)")} == set(PEERS)
-    assert set(json.loads(poise("list", "defenses", "--json").out)) == set(library.defenses.DEFENSES)
+    assert set(json.loads(poise("list", "defenses", "--json").out)) == set(library.defenses.summaries())
 
 
 def test_version() -> None:

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from poise import ModuleTarget
-from poise.defenses import DEFENSES, HistogramBinning, Identity, Isotonic, PostHoc, TemperatureScaling
+from poise.defenses import (
+    HistogramBinning,
+    Identity,
+    InferenceDefense,
+    Isotonic,
+    PostHoc,
+    Quantize,
+    TemperatureScaling,
+    make_any,
+    summaries,
+)
 from poise.experiments.defend_adaptive import Member, judge
 from poise.experiments.defend_attackers import KNOWLEDGE, Averaged, Gradient, knowledge, surrogate
 from poise.experiments.served import behind
@@ -98,12 +108,12 @@ def test_what_was_recorded_at_the_boundary_counts() -> None:
 
 
 def test_every_defence_of_the_registry_has_its_attacker() -> None:
-    assert KNOWLEDGE.keys() == DEFENSES.keys()
+    assert KNOWLEDGE.keys() == summaries().keys()
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", summaries())
 def test_straight_through_is_said_of_differentiable_defences_alone(name: str) -> None:
-    known, defence = KNOWLEDGE[name], DEFENSES[name].factory()
+    known, defence = KNOWLEDGE[name], make_any(name)
     if known.gradient is Gradient.STRAIGHT:
         assert defence.differentiable
         assert not defence.stochastic
@@ -147,6 +157,33 @@ def test_bpda_moves_what_a_flat_defence_stops() -> None:
     assert result.table["gradients"][0] > 0
     stuck = recipe("adaptive").run(served, images, torch.tensor([0]), SETTING)
     assert result.table["confidence_after"][0] < stuck.table["confidence_after"][0]
+
+
+class Halved(InferenceDefense):
+    """Answers with half the logits; says that its gradient is of no use, and gives none."""
+
+    differentiable = False
+
+    def around(self, model: nn.Module) -> nn.Module:
+        class Half(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                answer: Tensor = model(x).detach() / 2 + 0 * x.sum()
+                return answer
+
+        return Half()
+
+
+@pytest.mark.parametrize("defence", [Quantize(2), Halved()], ids=["input", "around"])
+def test_bpda_goes_around_defences_in_front_of_and_around_the_model(defence: InferenceDefense) -> None:
+    bare = target()
+    served = behind(bare, defence)
+    pair = surrogate(knowledge("mine", defence), recipe("adaptive"), bare, served, defence)
+    assert pair is not None
+    images, ids = pixels((0.9, 0.1)), torch.arange(1)
+    for gradient_of, slope in ((served, [0.0, 0.0]), (pair[1], [3.0, -3.0])):
+        outputs, found = gradient_of.gradient(images, ids, lambda answer: answer.logits[:, 0] - answer.logits[:, 1])
+        assert torch.equal(outputs.scores, served.query(images, ids).scores)
+        assert found.flatten().tolist() == pytest.approx(slope)
 
 
 def test_eot_averages_and_is_charged_for_it() -> None:

@@ -35,7 +35,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "recipes": _recipes,
     "objectives": lambda: {name: _first_line(kind) for name, kind in OBJECTIVES.items()},
     "searches": lambda: {name: _first_line(kind) for name, kind in SEARCHES.items()},
-    "defenses": lambda: {name: entry.summary for name, entry in defenses.DEFENSES.items()},
+    "defenses": defenses.summaries,
     "models": models.names,
     "data": data.names,
 }

@@ -1,7 +1,7 @@
 """Defences of a classifier's confidence."""
 
 from poise.defenses.base import PoiseWarning, PostHoc, stack
-from poise.defenses.features import FeatureDefended, features_and_logits, make_domains
+from poise.defenses.features import ByFeatures, FeatureDefended, features_and_logits, make_domains, penultimate
 from poise.defenses.inference import Dent, InferenceDefense, Quantize, RandomNoise, defended
 from poise.defenses.io import load, provenance, save
 from poise.defenses.posthoc import (
@@ -20,11 +20,13 @@ from poise.defenses.posthoc import (
     VectorScaling,
     with_confidence,
 )
-from poise.defenses.registry import DEFENSES, make
+from poise.defenses.registry import DEFENSES, INFERENCE, make, make_any, summaries
 
 __all__ = [
     "AAA",
     "DEFENSES",
+    "INFERENCE",
+    "ByFeatures",
     "CompressionScaling",
     "Dent",
     "Domain",
@@ -48,9 +50,12 @@ __all__ = [
     "features_and_logits",
     "load",
     "make",
+    "make_any",
     "make_domains",
+    "penultimate",
     "provenance",
     "save",
     "stack",
+    "summaries",
     "with_confidence",
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from poise.defenses.inference.base import InferenceDefense
 from poise.defenses.posthoc.multi_domain import Domain, MultiDomainTemperature
 from poise.errors import InputError
 
@@ -57,6 +59,67 @@ class FeatureDefended(nn.Module):
 
     def extra_repr(self) -> str:
         return f"layer={self.layer!r}"
+
+
+class ByFeatures(InferenceDefense):
+    """A defence of the answers that reads a layer, as one that goes around a model: `around` gives `FeatureDefended`.
+
+    Args:
+        layer: a name from `dict(model.named_modules())`.
+        defense: fitted with features of this layer.
+    """
+
+    keeps_label = True
+
+    def __init__(self, layer: str, defense: MultiDomainTemperature) -> None:
+        self.layer = layer
+        self.defense = defense
+
+    def around(self, model: nn.Module) -> nn.Module:
+        return FeatureDefended(model, self.layer, self.defense.to(_device_of(model)))
+
+
+def penultimate(model: nn.Module, images: Tensor) -> str | None:
+    """The layer whose output, flattened, is what the last linear layer of a pass is given; None where there is none.
+
+    Args:
+        model: images to logits; read in evaluation mode, then set back.
+        images: (n, C, H, W), n >= 1, for one pass.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+        >>> penultimate(model, torch.rand(2, 1, 5, 5))
+        '2'
+    """
+    outputs: dict[str, Tensor] = {}
+    given: list[Tensor] = []
+
+    def keep(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if isinstance(module, nn.Linear) and isinstance(inputs[0], Tensor):
+            given.append(inputs[0])
+        if isinstance(output, Tensor) and len(output) == len(images):
+            outputs[name] = output
+
+    hooks = [part.register_forward_hook(partial(keep, name)) for name, part in model.named_modules() if name]
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not given:
+        return None
+    same = [name for name, output in outputs.items() if _equal(output, given[-1])]
+    return same[-1] if same else None
+
+
+def _equal(output: Tensor, features: Tensor) -> bool:
+    flat = output.flatten(1)
+    return features.ndim == 2 and flat.shape == features.shape and torch.equal(flat, features)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((part.device for part in model.parameters()), torch.device("cpu"))
 
 
 def features_and_logits(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,4 +240,4 @@ def _find(model: nn.Module, layer: str) -> nn.Module:
     raise InputError(f"features: the layer must be a part of the model, got '{layer}' (did you mean: {near}?)")
 
 
-__all__ = ["Attack", "FeatureDefended", "features_and_logits", "make_domains"]
+__all__ = ["Attack", "ByFeatures", "FeatureDefended", "features_and_logits", "make_domains", "penultimate"]

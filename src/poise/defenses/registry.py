@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from poise.defenses.base import PostHoc
+from poise.defenses.inference import Dent, InferenceDefense, Quantize, RandomNoise
 from poise.defenses.posthoc import (
     AAA,
     CompressionScaling,
@@ -20,13 +21,20 @@ from poise.defenses.posthoc import (
     TemperatureScaling,
     VectorScaling,
 )
-from poise.errors import one_of
+from poise.errors import InputError, one_of
 
 
 class Entry(NamedTuple):
-    """How a defence is made with its default hyper-parameters, and one line about it."""
+    """How a post-hoc defence is made with its default hyper-parameters, and one line about it."""
 
     factory: Callable[[], PostHoc]
+    summary: str
+
+
+class InferenceEntry(NamedTuple):
+    """The same of an inference-time defence."""
+
+    factory: Callable[[], InferenceDefense]
     summary: str
 
 
@@ -55,11 +63,18 @@ DEFENSES: dict[str, Entry] = {
     ),
     "aaa-sine": Entry(partial(AAA, "sine"), "AAA: the margin follows a sine, solved exactly (Chen et al. 2022)"),
 }
-"""Every defence by its name; to add one, write its file and its line here."""
+"""Every post-hoc defence by its name; to add one, write its file and its line here."""
+
+INFERENCE: dict[str, InferenceEntry] = {
+    "rnd": InferenceEntry(RandomNoise, "RND: noise of standard deviation .02 on every query's image (Qin et al. 2021)"),
+    "quantize": InferenceEntry(Quantize, "quantisation: images rounded to 8 bits before the model sees them"),
+    "dent": InferenceEntry(Dent, "DENT: six steps of entropy minimisation on every image (Wang et al. 2021)"),
+}
+"""Every inference-time defence by its name. They need no fit."""
 
 
 def make(name: str) -> PostHoc:
-    """A new defence by its name, unfitted, with its default hyper-parameters.
+    """A new post-hoc defence by its name, unfitted, with its default hyper-parameters.
 
     Raises:
         InputError: the name is not in DEFENSES; the message names the nearest ones.
@@ -68,6 +83,26 @@ def make(name: str) -> PostHoc:
         >>> make("cs")
         CompressionScaling(bins=3, total=15, input_range='unit', mode='exact')
     """
+    if name in INFERENCE:
+        raise InputError(f"defense: '{name}' goes around the model and needs no fit; must be one of the others")
     if name not in DEFENSES:
         raise one_of("defense", name, list(DEFENSES))
     return DEFENSES[name].factory()
+
+
+def make_any(name: str) -> PostHoc | InferenceDefense:
+    """As `make`, of both registries.
+
+    Example:
+        >>> make_any("rnd").stochastic
+        True
+    """
+    if name not in summaries():
+        raise one_of("defense", name, list(summaries()))
+    return INFERENCE[name].factory() if name in INFERENCE else DEFENSES[name].factory()
+
+
+def summaries() -> dict[str, str]:
+    """Name to line, of both registries."""
+    ours, around = DEFENSES.items(), INFERENCE.items()
+    return {name: entry.summary for name, entry in ours} | {name: entry.summary for name, entry in around}

@@ -8,7 +8,8 @@ from enum import Enum
 
 from torch import nn
 
-from poise.defenses import PostHoc
+from poise.defenses import InferenceDefense, PostHoc
+from poise.defenses.inference.base import InputDefense
 from poise.experiments.served import as_logits, with_module
 from poise.recipebook import PEERS, Recipe
 from poise.searches import EOT, Search
@@ -27,7 +28,7 @@ class Gradient(Enum):
     """Where a gradient recipe's gradient comes from when its user knows the defence."""
 
     STRAIGHT = "straight"  # autograd through model and defence
-    BPDA = "bpda"  # values of the defended model, gradient of the bare model's logits
+    BPDA = "bpda"  # values of the defended model, gradient of the bare model
     EOT = "eot"  # the mean of several answers
 
 
@@ -52,7 +53,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
     "none": _straight("nothing to know"),
     "ts": _straight("T is part of the graph, so the gradient has the size that the attack expects"),
     "cs": _straight("differentiable; the bare member is the search on the score before the compression"),
-    "md-ts": _straight("T of each image is part of the graph"),
+    "md-ts": _straight("T of each image is part of the graph, and so are the features that it is read off"),
     "splines": _straight("piecewise linear in the confidence, differentiable almost everywhere"),
     "platt": _straight("a smooth curve of the top log-odds"),
     "isotonic": Knowledge(Gradient.BPDA, "blocks of equal confidence have no slope: the bare model's gradient instead"),
@@ -61,11 +62,14 @@ KNOWLEDGE: dict[str, Knowledge] = {
     "matrix": _straight("an affine map of the logits"),
     "aaa-linear": _straight("the exact solution is differentiable; bi-square and op-square are its label attacks"),
     "aaa-sine": _straight("the exact solution is differentiable; bi-square and op-square are its label attacks"),
+    "rnd": Knowledge(Gradient.EOT, "draws noise for every query: the mean gradient of several answers"),
+    "quantize": Knowledge(Gradient.BPDA, "grey levels have no slope: straight through them instead"),
+    "dent": Knowledge(Gradient.BPDA, "the gradient with the adapted model held fixed; beside it the bare model's"),
 }
-"""The defences of the registry by name. One that is missing here is attacked by what its class promises."""
+"""The defences of the registries by name. One that is missing here is attacked by what its class promises."""
 
 
-def knowledge(name: str, defence: PostHoc) -> Knowledge:
+def knowledge(name: str, defence: PostHoc | InferenceDefense) -> Knowledge:
     """How the defence is attacked: by its line in `KNOWLEDGE`, else by its promises.
 
     >>> from poise.defenses import Identity
@@ -82,7 +86,11 @@ def knowledge(name: str, defence: PostHoc) -> Knowledge:
 
 
 def surrogate(
-    known: Knowledge, recipe: Recipe, bare: ModuleTarget, defended: ModuleTarget, defence: PostHoc
+    known: Knowledge,
+    recipe: Recipe,
+    bare: ModuleTarget,
+    defended: ModuleTarget,
+    defence: PostHoc | InferenceDefense,
 ) -> tuple[Recipe, ModuleTarget] | None:
     """The further attack, beside the one through the defence, that this knowledge asks for; None where there is none.
 
@@ -98,10 +106,19 @@ def surrogate(
     if recipe.access < Access.GRADIENTS or known.gradient is Gradient.STRAIGHT:
         return None
     if known.gradient is Gradient.BPDA:
-        return recipe, with_module(defended, nn.Sequential(as_logits(bare), BPDA(defence, nn.Identity())))
+        return recipe, with_module(defended, _with_bare_gradient(as_logits(bare), defence))
     if recipe.name in PEERS:
         return None
     return dataclasses.replace(recipe, search=lambda setting: Averaged(recipe.search(setting))), defended
+
+
+def _with_bare_gradient(bare: nn.Module, defence: PostHoc | InferenceDefense) -> nn.Module:
+    """The defended model with the bare model's gradient: the Jacobian of the part that has none is left out."""
+    if isinstance(defence, PostHoc):
+        return nn.Sequential(bare, BPDA(defence, nn.Identity()))
+    if isinstance(defence, InputDefense):
+        return nn.Sequential(BPDA(defence, nn.Identity()), bare)
+    return BPDA(defence.around(bare), bare)
 
 
 @dataclass(frozen=True)

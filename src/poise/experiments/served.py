@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from poise.data import Dataset
-from poise.defenses import PostHoc, stack
+from poise.defenses import InferenceDefense, PostHoc, stack
 from poise.errors import InputError, PoiseError
 from poise.targets import ModuleTarget, Target
 from poise.types import OutputKind, Outputs
@@ -53,9 +53,12 @@ def as_logits(target: ModuleTarget) -> nn.Module:
     return target.module if target.kind is OutputKind.LOGITS else _Logits(target.module)
 
 
-def behind(target: ModuleTarget, defence: PostHoc) -> ModuleTarget:
-    """The target with a defence behind it."""
-    return with_module(target, stack(as_logits(target), defence.to(target.device)))
+def behind(target: ModuleTarget, defence: PostHoc | InferenceDefense) -> ModuleTarget:
+    """The target with a defence behind or around it."""
+    bare = as_logits(target)
+    if isinstance(defence, PostHoc):
+        return with_module(target, stack(bare, defence.to(target.device)))
+    return with_module(target, defence.around(bare))
 
 
 def with_module(like: ModuleTarget, module: nn.Module) -> ModuleTarget:

@@ -17,6 +17,7 @@ class InferenceDefense(ABC):
     """Hyper-parameters of a defence that needs no fit; `around(model)` gives the defended model.
 
     Promises (class data; an option that breaks one of them sets it on the instance):
+        keeps_label: the defended model predicts what the bare one does.
         stochastic: two calls on the same images differ. The numbers come from torch's generator of the images' device,
             which a target's session seeds, and restores.
         differentiable: autograd's gradient is the derivative of the output, almost everywhere.
@@ -24,6 +25,7 @@ class InferenceDefense(ABC):
         exportable: `poise.defenses.export` can write the defended model, and check what it wrote.
     """
 
+    keeps_label: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     batch_dependent: ClassVar[bool] = False

@@ -58,6 +58,18 @@ def test_views_count_as_their_papers_do() -> None:
     assert square == QueryStatistics(5.5, 5.5, (3 + 8 + 99) / 3, 11 / 3, 3)
 
 
+def test_the_views_of_estimates_count_probes_alone() -> None:
+    """After the clean pass a step of NES asks for 20 pairs of probes and the new point, one of Bandits for one pair."""
+    steps = np.array([0, 1, 2, 24])
+    everyone = [1] * len(steps)
+    for view, probes in (("nes", 40), ("bandits", 2)):
+        found = QUERY_VIEWS[view].statistics(1 + steps * (probes + 1), everyone, everyone)
+        assert found.mean_all == pytest.approx(probes * steps.mean())
+        assert found.median_success == probes * 1.5
+    assert QUERY_VIEWS["simba"].statistics([1, 4], [1, 1], [1, 1]).mean_all == 1.5
+    assert QUERY_VIEWS["signhunter"].statistics([3], [1], [1]).mean_success == 4  # clean, all ones, first flip
+
+
 def test_a_view_that_nobody_enters() -> None:
     assert QUERY_VIEWS["square"].statistics([1], [1], [0]).samples == 0
 

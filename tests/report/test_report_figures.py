@@ -120,6 +120,7 @@ def test_cost_is_ece_and_mean_confidence_at_each_checkpoint(colour_run: Path) ->
         values, right = rows["confidence"].to_numpy(), (rows["prediction"] == rows["label"]).to_numpy()
         assert ece == pytest.approx(fake_run.ece(values, right), abs=1e-12)
         assert confidence == pytest.approx(values.mean(), abs=1e-12)
+        assert found.accuracy[list(found.queries).index(step)] == pytest.approx(right.mean(), abs=1e-12)
 
 
 def test_cost_keeps_the_last_answer_of_an_image_that_stopped(colour_run: Path) -> None:
@@ -143,6 +144,7 @@ def test_cost_figures_mark_the_budget(colour_run: Path) -> None:
     for figure in (
         report.ece_over_queries(costs, budget=fake_run.BUDGET),
         report.confidence_over_queries(costs, budget=fake_run.BUDGET),
+        report.accuracy_over_queries(costs, budget=fake_run.BUDGET),
     ):
         assert list(traces(figure, "budget, 1,000 queries")[0].x) == [1000, 1000]
         assert figure.layout.xaxis.type == "log"

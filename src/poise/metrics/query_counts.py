@@ -1,4 +1,4 @@
-"""Averages of query counts: four statistics that papers mix, and three ways to count."""
+"""Averages of query counts: four statistics that papers mix, and the ways in which they count."""
 
 from __future__ import annotations
 
@@ -36,12 +36,15 @@ class QueryView:
     """How a paper counts, as seen from a ledger that counts every forward pass, the clean one included.
 
     Args:
-        free: forward passes at the start that the paper does not count.
+        free: forward passes at the start that the paper does not count; negative where it counts some twice.
         only_initially_correct: samples that the model gets wrong without attack do not enter.
+        share: of the passes after the free ones, the share that the paper counts; below 1 where its code looks at the
+            new point of every step without booking it.
     """
 
     free: int = 0
     only_initially_correct: bool = False
+    share: float = 1.0
 
     def statistics(self, queries: ArrayLike, success: ArrayLike, initially_correct: ArrayLike) -> QueryStatistics:
         """The averages under this convention.
@@ -65,19 +68,26 @@ class QueryView:
         enters = right == 1 if self.only_initially_correct else np.ones(len(right), dtype=bool)
         if not enters.any():
             return QueryStatistics(np.nan, np.nan, np.nan, np.nan, samples=0)
-        return query_statistics(spent[enters] - self.free, reached[enters])
+        return query_statistics(np.floor((spent[enters] - self.free) * self.share + 1e-9), reached[enters])
 
 
 QUERY_VIEWS: dict[str, QueryView] = {
     "square": QueryView(free=1, only_initially_correct=True),
     "calibration": QueryView(),
     "aaa": QueryView(),
+    "signhunter": QueryView(free=-1),
+    "simba": QueryView(free=1),
+    "nes": QueryView(free=1, share=40 / 41),
+    "bandits": QueryView(free=1, share=2 / 3),
 }
 """`square` (Andriushchenko et al. 2020, AutoAttack): the clean pass is free, so the initialised point is query 1; only
 initially correct samples enter; `mean_success` is printed. `calibration` (Calibration Attacks): the clean pass is query
 1, every sample enters; UCA and OCA rows print `mean_success`, MMA and RCA rows `success_sum_over_all`, all of them
 `median_success`, which is why averages lie below medians there. `aaa` (Chen et al. 2022): clean and initialised point
-are queries 1 and 2, every sample enters; `mean_all` is printed."""
+are queries 1 and 2, every sample enters; `mean_all` is printed. `signhunter` (Al-Dujaili and O'Reilly 2020): the clean
+image is counted twice in the first step. `simba` (Guo et al. 2019): the clean pass is free. `nes` and `bandits` (Ilyas
+et al. 2018, 2019): the probes alone are counted, 2 q of the 2 q + 1 passes of a step, here with the default q of 20 for
+NES and 1 for Bandits; the clean pass is free."""
 
 
 def mean_success(queries: ArrayLike, success: ArrayLike) -> float:

@@ -1,7 +1,7 @@
 """The report of an audit: its page, its tables and its words, all made from the run folder only."""
 
 from poise.report.confidence_figures import confidence_histograms, reliability
-from poise.report.cost_figures import Cost, confidence_over_queries, cost, ece_over_queries
+from poise.report.cost_figures import Cost, accuracy_over_queries, confidence_over_queries, cost, ece_over_queries
 from poise.report.curve_figures import risk_coverage, success_fail
 from poise.report.folder import Answers, read_summary
 from poise.report.page import write
@@ -12,6 +12,7 @@ from poise.report.verdict import verdict
 __all__ = [
     "Answers",
     "Cost",
+    "accuracy_over_queries",
     "attack_trace",
     "confidence_histograms",
     "confidence_over_queries",

@@ -1,4 +1,4 @@
-"""What the attack costs: ECE and mean confidence over queries, one line a recipe."""
+"""What the attack costs: ECE, mean confidence and accuracy over queries, one line a recipe."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ class Cost:
         queries: (t,) numbers of queries, ascending.
         ece: (t,) expected calibration error over all images.
         confidence: (t,) mean confidence over all images.
+        accuracy: (t,) share of all images whose label is right.
     """
 
     queries: Ints
     ece: Floats
     confidence: Floats
+    accuracy: Floats
 
 
 def cost(curve: pl.DataFrame) -> Cost:
-    """ECE and mean confidence over queries from the curve rows of one attack; an image without a row at a
+    """ECE, mean confidence and accuracy over queries from the curve rows of one attack; an image without a row at a
     checkpoint keeps its last one, and one that comes later counts from then on.
 
     >>> rows = {"id": [0, 0, 1], "label": [3, 3, 5], "queries": [1, 10, 1], "confidence": [0.9, 0.5, 0.7]}
@@ -46,13 +48,15 @@ def cost(curve: pl.DataFrame) -> Cost:
     full = grid.join(curve.sort("id", "queries"), on=["id", "queries"], how="left").sort("id", "queries")
     columns = ["label", "confidence", "prediction"]
     full = full.with_columns(pl.col(name).forward_fill().over("id") for name in columns).drop_nulls("confidence")
-    ece, confidence = [], []
+    ece, confidence, accuracy = [], [], []
     for step in steps:
         part = full.filter(pl.col("queries") == step)
         values = part["confidence"].cast(pl.Float64).to_numpy()
-        ece.append(metrics.ece(values, (part["prediction"] == part["label"]).cast(pl.Int64).to_numpy(), bins=15))
+        right = (part["prediction"] == part["label"]).cast(pl.Int64).to_numpy()
+        ece.append(metrics.ece(values, right, bins=15))
         confidence.append(float(values.mean()))
-    return Cost(steps.cast(pl.Int64).to_numpy(), np.array(ece), np.array(confidence))
+        accuracy.append(float(right.mean()))
+    return Cost(steps.cast(pl.Int64).to_numpy(), np.array(ece), np.array(confidence), np.array(accuracy))
 
 
 def ece_over_queries(costs: Mapping[str, Cost], *, budget: int) -> go.Figure:
@@ -85,6 +89,21 @@ def confidence_over_queries(costs: Mapping[str, Cost], *, budget: int) -> go.Fig
     told = "; ".join(f"{key} {percent(entry[0])} → {percent(entry[-1])}" for key, entry in values.items())
     alt = f"Mean confidence over queries: {told}."
     return _over_queries(costs, values, title=title, alt=alt, y="mean confidence", budget=budget)
+
+
+def accuracy_over_queries(costs: Mapping[str, Cost], *, budget: int) -> go.Figure:
+    """The accuracy left over queries on a logarithmic axis, one line a recipe, with the budget marked."""
+    lost = {key: entry.accuracy[0] - entry.accuracy[-1] for key, entry in costs.items()}
+    name = max(lost, key=lambda key: lost[key])
+    first, last = costs[name].accuracy[[0, -1]]
+    if lost[name] >= MOVED:
+        title = f"{name} lowers the accuracy from {percent(first)} to {percent(last)}"
+    else:
+        title = f"No recipe lowers the accuracy within {count(budget, 'query', 'queries')}"
+    values = {key: entry.accuracy for key, entry in costs.items()}
+    told = "; ".join(f"{key} {percent(entry[0])} → {percent(entry[-1])}" for key, entry in values.items())
+    alt = f"Accuracy over queries: {told}."
+    return _over_queries(costs, values, title=title, alt=alt, y="accuracy left", budget=budget)
 
 
 def _over_queries(

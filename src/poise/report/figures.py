@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from poise.report.confidence_figures import confidence_histograms, reliability
-from poise.report.cost_figures import confidence_over_queries, cost, ece_over_queries
+from poise.report.cost_figures import accuracy_over_queries, confidence_over_queries, cost, ece_over_queries
 from poise.report.curve_figures import risk_coverage, success_fail
 from poise.report.folder import Block, Run
 from poise.report.tables import Scoreboard
@@ -79,6 +79,7 @@ def _cost_curves(run: Run, model: tuple[str, str], recipes: list[str], place: in
         budget = int(run.summary["spec"].get("budget") or max(here["queries"].to_list()))
         yield f"ece.{place}", ece_over_queries(costs, budget=budget)
         yield f"confidence.{place}", confidence_over_queries(costs, budget=budget)
+        yield f"accuracy.{place}", accuracy_over_queries(costs, budget=budget)
 
 
 def _plain(figure: go.Figure, *, legend: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,serve,docs,dev]'
 	touch $@ $(VENV)/.core
 
 clean:  ## remove the virtual environment and what was built

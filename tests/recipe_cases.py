@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import polars as pl
@@ -18,7 +19,8 @@ from poise.objectives import MaxConfidence, Objective
 from poise.objectives.base import Bound
 from poise.recipebook import ball
 from poise.rng import Rng
-from poise.searches import Search
+from poise.searches import Ask, Reply, Search
+from poise.searches.driver import Driver, Run
 from poise.types import AttackResult, Outputs
 
 RECIPES = poise.recipes()
@@ -73,7 +75,10 @@ setups = st.builds(
 
 @dataclass(frozen=True)
 class Attacked:
-    """One run of a recipe and all that is needed to judge it; `passes` are the rows that the module itself saw."""
+    """One run of a recipe and all that is needed to judge it.
+
+    `passes` are the rows that the module itself saw, `probes` the calls in the target's log that no result may be.
+    """
 
     recipe: poise.Recipe
     setup: Setup
@@ -81,6 +86,7 @@ class Attacked:
     target: toys.RecordingTarget
     result: AttackResult
     passes: dict[str, int]
+    probes: frozenset[int]
 
     @property
     def constraint(self) -> Constraint:
@@ -88,22 +94,41 @@ class Attacked:
         return self.recipe.constraint or ball(self.setup.norm, self.setup.eps)
 
 
+@contextmanager
+def probes_of(target: toys.RecordingTarget) -> Iterator[set[int]]:
+    """The calls in the target's log that the driver makes for probes, while it runs."""
+    found: set[int] = set()
+    evaluate = Driver._evaluate
+
+    def noted(driver: Driver, ask: Ask, driven: Run) -> Reply:
+        before = len(target.log)
+        reply = evaluate(driver, ask, driven)
+        if ask.probe:
+            found.update(range(before, len(target.log)))
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Driver, "_evaluate", noted)
+        yield found
+
+
 def run(name: str, setup: Setup) -> Attacked:
     case = setup.case()
     target = case.target(batch_size=setup.batch_size)
-    result = poise.run_recipe(
-        name,
-        target,
-        case.images,
-        case.labels,
-        eps=setup.eps,
-        norm=setup.norm,
-        steps=setup.steps,
-        budget=setup.budget,
-        seed=setup.seed,
-        ids=case.ids,
-    )
-    return Attacked(RECIPES[name], setup, case, target, result, dict(target.module.passes))
+    with probes_of(target) as probes:
+        result = poise.run_recipe(
+            name,
+            target,
+            case.images,
+            case.labels,
+            eps=setup.eps,
+            norm=setup.norm,
+            steps=setup.steps,
+            budget=setup.budget,
+            seed=setup.seed,
+            ids=case.ids,
+        )
+    return Attacked(RECIPES[name], setup, case, target, result, dict(target.module.passes), frozenset(probes))
 
 
 def run_own(objective: Objective, search: Search, setup: Setup, target: toys.RecordingTarget | None = None) -> Attacked:
@@ -112,9 +137,10 @@ def run_own(objective: Objective, search: Search, setup: Setup, target: toys.Rec
     target = target or case.target(batch_size=setup.batch_size)
     constraint = ball(setup.norm, setup.eps)
     given_ = target, objective, search, constraint, case.images, case.labels, case.ids, setup.budget, setup.seed
-    result = poise.attack(*given_)
+    with probes_of(target) as probes:
+        result = poise.attack(*given_)
     recipe = poise.Recipe("own", "of a test", "none", objective, lambda setting: search)
-    return Attacked(recipe, setup, case, target, result, dict(target.module.passes))
+    return Attacked(recipe, setup, case, target, result, dict(target.module.passes), frozenset(probes))
 
 
 def bound_to(attacked: Attacked) -> Bound:
@@ -185,16 +211,23 @@ def points_per_call(attacked: Attacked, row: int) -> list[int]:
     return [count for count in counts if count]
 
 
+def probed(attacked: Attacked, row: int) -> list[bool]:
+    """Which of these points are probes."""
+    name, log = int(attacked.case.ids[row]), enumerate(attacked.target.log)
+    return [at in attacked.probes for at, (ids, *_) in log for _ in range(int((ids == name).sum()))]
+
+
 def replayed(attacked: Attacked, row: int) -> tuple[int, int | None]:
     """Positions of a sample's best acceptable point and of the first that reached the goal, from the log alone."""
     x, answers = points_of(attacked, row)
+    probes = probed(attacked, row)
     bound, ids = bound_to(attacked), torch.full((len(x),), row)
     merit, accept, done = bound.merit(answers, ids), bound.accept(answers, ids), bound.done(answers, ids)
     clean = attacked.case.images[row].expand_as(x)
     inside = attacked.constraint.contains(x, clean) & Box().contains(x)
     best, reached = 0, 0 if accept[0] and done[0] else None
     for position in range(1, len(x)):
-        if accept[position] and inside[position] and merit[position] < merit[best]:
+        if not probes[position] and accept[position] and inside[position] and merit[position] < merit[best]:
             best = position
             if done[position] and reached is None:
                 reached = position

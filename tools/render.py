@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "strength-ablation": _ablation,
     "strength-light": _light,
     "illusion": _illusion,
+    **runpy.run_path(str(ROOT / "tools" / "defence_figures.py"))["FIGURES"],
 }
 
 

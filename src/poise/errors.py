@@ -18,7 +18,7 @@ class AccessError(PoiseError):
 
 
 class BudgetError(PoiseError):
-    """A query was asked for beyond a sample's budget."""
+    """A query was asked for beyond a sample's budget, or beyond what a run may spend."""
 
 
 class NotFittedError(PoiseError):

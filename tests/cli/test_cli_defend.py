@@ -13,7 +13,6 @@ from audit_cases import write_data
 from cli_cases import MODEL, Done, poise, scratch
 
 from poise import defenses
-from poise.defenses import DEFENSES
 
 FAST = "--recipes sa-uca --defenses ts,cs --eps 0.1 --budget 6 --samples 8 --bootstrap 10 --batch-size 4 --quiet"
 
@@ -85,11 +84,12 @@ def test_compare_resumes_without_its_options() -> None:
     assert json.loads(done.out)["spec"]["recipes"] == ["sa-uca"]
 
 
+@pytest.mark.filterwarnings("default:Dent")
 def test_all_defences_of_the_registry_are_compared(tmp_path: Path) -> None:
     words = "--defenses all --recipes sa-uca --eps 0.1 --budget 3 --samples 8 --bootstrap 3 --quiet --json"
     done = poise("defend", "compare", *address(), "--fit-data", data(), *words.split(), "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert json.loads(done.out)["defences"].keys() == DEFENSES.keys()
+    assert json.loads(done.out)["defences"].keys() == defenses.summaries().keys()
 
 
 @pytest.mark.parametrize("name", ["ts", "vector"])

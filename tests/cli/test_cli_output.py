@@ -17,7 +17,8 @@ from poise.cli import progress
 from poise.cli.app import run
 from poise.cli.listing import KINDS
 from poise.cli.progress import Bars
-from poise.recipebook import PEERS
+from poise.recipebook import PEERS, recipe
+from poise.recipebook.queries import SCORES
 
 EXPECTED = {
     "recipes": {"sa-uca", "sa-oca", "sa-mma", "sa-rca", "pgd-mma", "adaptive", "confsmooth", "square", "pgd", "fgsm"},
@@ -60,7 +61,12 @@ def test_list(kind: str) -> None:
 
 def test_every_listed_recipe_and_defence_is_one_that_runs() -> None:
     listed = json.loads(poise("list", "recipes", "--json").out)
-    assert set(listed) == set(library.recipes()) | set(PEERS)
+    composed = {name for name in listed if name.endswith("-GOAL")}
+    assert set(listed) - composed == set(library.recipes()) | set(PEERS)
+    assert composed == {f"{search}-GOAL" for search in SCORES}
+    for name in composed:
+        goals = listed[name].split("GOAL: ")[1].split(", ")
+        assert all(recipe(name.replace("GOAL", goal)).keeps_label for goal in goals)
     assert {name for name, line in listed.items() if line.endswith("; needs extra peers)")} == set(PEERS)
     assert set(json.loads(poise("list", "defenses", "--json").out)) == set(library.defenses.summaries())
 

@@ -72,6 +72,16 @@ class NeedsLarge(Linear):
         return self.conv(x).mean(dim=(2, 3))
 
 
+def layered() -> nn.Module:
+    """Two linear layers; what the second is given is the output of layer "1"."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    with torch.no_grad():
+        model[3].weight *= 6
+    return model
+
+
 def linear() -> nn.Module:
     return Linear()
 

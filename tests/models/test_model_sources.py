@@ -46,8 +46,9 @@ def test_refused_in_one_line(lenet, tmp_path) -> None:
         (f"{uri}&mean=0.5,0.5,0.5&std=1,1,1", "mean and std must have 1 values, one per channel, got 3"),
         (f"{uri}&std=1", "must be given together, got only std"),
         (f"{uri}&pretrained=true", "query key"),
-        ("onnx:model.onnx", r"model: source 'onnx:' is not in this version of poise \(sources: builtin, torchvision"),
-        ("https://example.org", "source 'https:' is not in this version"),
+        ("onnx:model.onnx", "onnx:model.onnx: the model must be an existing file, got 'model.onnx'"),
+        ("https:example.org", "url: must read https://HOST/PATH"),
+        ("endpoint:none.toml", "endpoint:none.toml: endpoint must be an existing file, got 'none.toml'"),
         ("hf:folder", "source 'hf:' is not in this version"),
         ("tim:resnet18", r"model: source: .* \(did you mean timm\?"),
         ("resnet18", "must be SCHEME:NAME"),
@@ -67,6 +68,6 @@ def test_names() -> None:
     listed = names()
     assert "builtin:digits" in listed
     assert "builtin:resnet56-cifar10?weights=FILE" in listed
-    assert len(listed) == len(BUILTIN) + 3
+    assert len(listed) == len(BUILTIN) + 6
     assert all(line and "\n" not in line for line in listed.values())
     assert listed["builtin:resnet20-cifar10?weights=FILE"].endswith("(3, 32, 32), 10 classes")

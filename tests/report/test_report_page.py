@@ -228,7 +228,7 @@ def test_structure_for_assistive_technology(page: Document) -> None:
 
 def test_every_figure_has_a_title_and_a_text(data: dict[str, Any]) -> None:
     recipes, columns = len(fake_run.RECIPES), len(fake_run.MODELS)
-    assert len(data["figures"]) == 2 * recipes * columns + 4 * columns + recipes, "and the traces of the bare model"
+    assert len(data["figures"]) == 2 * recipes * columns + 5 * columns + recipes, "and the traces of the bare model"
     for figure in data["figures"].values():
         assert figure["title"]
         assert figure["alt"]

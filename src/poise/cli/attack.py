@@ -13,9 +13,14 @@ from poise.cli.options import (
     AsJson,
     BatchSize,
     Budget,
+    CostPerQuery,
     Data,
     Device,
+    EightBit,
     Eps,
+    Journaled,
+    MaxCost,
+    MaxQueries,
     Model,
     Norm,
     Out,
@@ -24,6 +29,7 @@ from poise.cli.options import (
     Samples,
     Seed,
     Steps,
+    View,
     free_folder,
     number,
 )
@@ -56,6 +62,12 @@ def attack(
     trace: Annotated[
         Path | None, typer.Option(help="Write every iteration of the first 16 images to this .parquet file.")
     ] = None,
+    view: View = None,
+    eight_bit: EightBit = False,
+    journal: Journaled = False,
+    max_queries: MaxQueries = None,
+    cost_per_query: CostPerQuery = None,
+    max_cost: MaxCost = None,
     seed: Seed = None,
     device: Device = None,
     batch_size: BatchSize = None,
@@ -68,6 +80,8 @@ def attack(
         "model": model, "data": data, "recipes": (recipe,), "defences": ("none",), "eps": number("eps", eps),
         "norm": norm, "budget": budget, "steps": steps, "samples": samples, "seed": seed, "device": device,
         "batch_size": batch_size, "trace": None if trace is None else _traced(trace, recipe),
+        "view": view, "eight_bit": eight_bit or None, "journal": journal or None, "max_queries": max_queries,
+        "cost_per_query": cost_per_query, "max_cost": max_cost,
     }  # fmt: skip
     spec = resolve({key: value for key, value in given.items() if value is not None}, out, resume=resume)
     folder = out or free_folder(f"{spec.model}-{recipe}")

@@ -17,9 +17,14 @@ from poise.cli.options import (
     AsJson,
     BatchSize,
     Budget,
+    CostPerQuery,
     Data,
     Device,
+    EightBit,
     Eps,
+    Journaled,
+    MaxCost,
+    MaxQueries,
     Model,
     Norm,
     Out,
@@ -28,6 +33,7 @@ from poise.cli.options import (
     Samples,
     Seed,
     Steps,
+    View,
     free_folder,
     names,
     number,
@@ -48,6 +54,8 @@ Examples:
     --samples 200 --budget 400 --eps 8/255 --recipes sa-mma,confsmooth --defenses none,ts,cs
   poise audit --out runs/mine --resume
   poise audit --model … --data … --gate gate.toml     (exit code 1 when a limit is broken)
+  poise audit --model onnx:model.onnx --data folder:test --view top:5 --max-queries 100000
+  poise audit --model endpoint:api.toml --data folder:test --cost-per-query 0.0015 --max-cost 50
 
 Options that are not given keep their defaults; `poise list recipes|defenses|models|data` names what there is.
 """
@@ -61,7 +69,7 @@ def audit(
     ] = None,
     recipes: Annotated[
         str | None,
-        typer.Option(help="Attacks, separated by commas.  [default: standard, standard-light, five others]"),
+        typer.Option(help="Attacks, separated by commas.  [default: those that the model gives enough access for]"),
     ] = None,
     defenses: Annotated[
         str | None, typer.Option("--defenses", "--defences", help="Defences.  [default: none,ts,cs]")
@@ -83,6 +91,12 @@ def audit(
     trace: Annotated[
         bool, typer.Option("--trace", help="Keep every iteration of the first 16 images, for the report.")
     ] = False,
+    view: View = None,
+    eight_bit: EightBit = False,
+    journal: Journaled = False,
+    max_queries: MaxQueries = None,
+    cost_per_query: CostPerQuery = None,
+    max_cost: MaxCost = None,
     seed: Seed = None,
     device: Device = None,
     batch_size: BatchSize = None,
@@ -100,7 +114,9 @@ def audit(
         "model": model, "data": data, "fit_data": fit_data, "recipes": names(recipes), "defences": names(defenses),
         "eps": number("eps", eps), "norm": norm, "budget": budget, "steps": steps, "samples": samples,
         "threshold": threshold, "seed": seed, "device": device, "batch_size": batch_size, "bootstrap": bootstrap,
-        "costs": _costs(cost_wrong, cost_deferred), "trace": trace or None,
+        "costs": _costs(cost_wrong, cost_deferred), "trace": trace or None, "view": view,
+        "eight_bit": eight_bit or None, "journal": journal or None, "max_queries": max_queries,
+        "cost_per_query": cost_per_query, "max_cost": max_cost,
     }  # fmt: skip
     spec = resolve({key: value for key, value in given.items() if value is not None}, out, resume=resume)
     if limits is not None:

@@ -37,7 +37,7 @@ from poise.cli.options import (
     repeat_command,
 )
 from poise.cli.progress import Bars
-from poise.defenses import DEFENSES, make
+from poise.defenses import DEFENSES, make, summaries
 from poise.defenses.export import OPSET
 from poise.errors import InputError, RunError
 from poise.experiments import AuditSpec
@@ -142,7 +142,7 @@ def compare_command(
     data: Data = None,
     fit_data: FitData = None,
     defenses: Annotated[
-        str | None, typer.Option("--defenses", "--defences", help="Names, or all.  [default: all]")
+        str | None, typer.Option("--defenses", "--defences", help="Names, or all.  [default: every post-hoc one]")
     ] = None,
     recipes: Annotated[
         str | None, typer.Option(help=f"Attacks, separated by commas.  [default: {','.join(RECIPES)}]")
@@ -167,7 +167,7 @@ def compare_command(
         batch_size=batch_size, bootstrap=bootstrap,
     )  # fmt: skip
     if given.get("defences") == ("all",):
-        given["defences"] = tuple(DEFENSES)
+        given["defences"] = tuple(summaries())
     if not resume or (given and out is not None and not (out / "audit.toml").exists()):
         given = {"recipes": RECIPES, "defences": tuple(DEFENSES), **given}
     spec = resolve(given, out, resume=resume)

@@ -11,6 +11,8 @@ from poise import data, defenses, models
 from poise.errors import one_of
 from poise.objectives import OBJECTIVES
 from poise.recipebook import PEERS, recipes
+from poise.recipebook.calibration import GOALS
+from poise.recipebook.queries import SCORES
 from poise.searches import SEARCHES
 
 HELP = """Name what there is: recipes, objectives, searches, defenses, models or data.
@@ -28,7 +30,8 @@ def _first_line(part: object) -> str:
 
 def _recipes() -> dict[str, str]:
     ours = {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in recipes().items()}
-    return ours | {name: f"{peer.summary} ({peer.paper}; needs extra peers)" for name, peer in PEERS.items()}
+    composed = {f"{search}-GOAL": f"{search} for a GOAL: {', '.join(GOALS)}" for search in SCORES}
+    return ours | composed | {name: f"{peer.summary} ({peer.paper}; needs extra peers)" for name, peer in PEERS.items()}
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

@@ -26,6 +26,14 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.  [defa
 BatchSize = Annotated[int | None, typer.Option(help="Images per forward pass and per saved chunk.  [default: 256]")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/MODEL-DATE]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; its spec need not be repeated.")]
+View = Annotated[
+    str | None, typer.Option(help="What the attacker sees: labels, probabilities, top:5, round:3.  [default: all]")
+]
+EightBit = Annotated[bool, typer.Option("--eight-bit", help="Attacked images hold 8-bit values, as a file does.")]
+Journaled = Annotated[bool, typer.Option("--journal", help="Ask a PyTorch module for answers alone, and journal them.")]
+MaxQueries = Annotated[int | None, typer.Option(help="Most queries of the whole run to a model that is no module.")]
+CostPerQuery = Annotated[float | None, typer.Option(help="Price of one query, in any currency.")]
+MaxCost = Annotated[float | None, typer.Option(help="Most that the run may cost; needs --cost-per-query.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
@@ -67,7 +75,8 @@ def repeat_command(spec: AuditSpec) -> str:
     >>> repeat_command(make_spec(samples=60, recipes=("sa-mma", "pgd-mma")))
     'poise audit --model builtin:digits --data builtin:digits --recipes sa-mma,pgd-mma --samples 60'
     """
-    usual = make_spec(data=spec.data, norm=spec.norm).model_copy(update={"norm": make_spec().norm})
+    usual = make_spec(model=spec.model, data=spec.data, norm=spec.norm, view=spec.view, journal=spec.journal)
+    usual = usual.model_copy(update={name: getattr(make_spec(), name) for name in ("norm", "view", "journal")})
     words = ["poise", "audit", "--model", spec.model, "--data", spec.data]
     for name, value in spec:
         if name not in ("model", "data", "costs") and value != getattr(usual, name):

@@ -1,7 +1,7 @@
 """Defences of a classifier's confidence."""
 
 from poise.defenses.base import PoiseWarning, PostHoc, stack
-from poise.defenses.features import ByFeatures, FeatureDefended, features_and_logits, make_domains, penultimate
+from poise.defenses.features import ByFeatures, FeatureDefended, features_and_logits, last_linear, make_domains
 from poise.defenses.inference import Dent, InferenceDefense, Quantize, RandomNoise, defended
 from poise.defenses.io import load, provenance, save
 from poise.defenses.posthoc import (
@@ -48,11 +48,11 @@ __all__ = [
     "VectorScaling",
     "defended",
     "features_and_logits",
+    "last_linear",
     "load",
     "make",
     "make_any",
     "make_domains",
-    "penultimate",
     "provenance",
     "save",
     "stack",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from poise.errors import InputError
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 """Images (n, C, H, W) and labels (n,) to attacked images of the same shape."""
+
+Side = Literal["output", "input"]
+"""What of a layer is read: what it gives, or what it is given."""
 
 
 class FeatureDefended(nn.Module):
@@ -29,6 +32,7 @@ class FeatureDefended(nn.Module):
         layer: a name from `dict(model.named_modules())`, such as "avgpool"; it must run once in each pass and give a
             tensor (n, ...), which is flattened to (n, F). Take a pooled layer: unpooled ones have far too many numbers.
         defense: fitted with features of this layer; it is shared, not copied.
+        side: "input" reads what the layer is given instead: `last_linear` names the one to take.
 
     Raises:
         InputError: the model has no such layer (the message names the nearest).
@@ -44,21 +48,22 @@ class FeatureDefended(nn.Module):
         tensor([0.8000, 0.8000])
     """
 
-    def __init__(self, model: nn.Module, layer: str, defense: MultiDomainTemperature) -> None:
+    def __init__(self, model: nn.Module, layer: str, defense: MultiDomainTemperature, side: Side = "output") -> None:
         _find(model, layer)
         super().__init__()
+        self.side: Side = side
         self.model = model
         self.layer = layer
         self.defense = defense
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, C, H, W) images to (n, K) defended logits."""
-        features, logits = features_and_logits(self.model, self.layer, images)
+        features, logits = features_and_logits(self.model, self.layer, images, self.side)
         defended: Tensor = self.defense(logits, features)
         return defended
 
     def extra_repr(self) -> str:
-        return f"layer={self.layer!r}"
+        return f"layer={self.layer!r}, side={self.side!r}"
 
 
 class ByFeatures(InferenceDefense):
@@ -67,20 +72,23 @@ class ByFeatures(InferenceDefense):
     Args:
         layer: a name from `dict(model.named_modules())`.
         defense: fitted with features of this layer.
+        side: whether the layer's output was read or its input.
     """
 
     keeps_label = True
 
-    def __init__(self, layer: str, defense: MultiDomainTemperature) -> None:
+    def __init__(self, layer: str, defense: MultiDomainTemperature, side: Side = "output") -> None:
         self.layer = layer
         self.defense = defense
+        self.side: Side = side
 
     def around(self, model: nn.Module) -> nn.Module:
-        return FeatureDefended(model, self.layer, self.defense.to(_device_of(model)))
+        device = next((part.device for part in model.parameters()), torch.device("cpu"))
+        return FeatureDefended(model, self.layer, self.defense.to(device), self.side)
 
 
-def penultimate(model: nn.Module, images: Tensor) -> str | None:
-    """The layer whose output, flattened, is what the last linear layer of a pass is given; None where there is none.
+def last_linear(model: nn.Module, images: Tensor) -> str | None:
+    """The linear layer that runs last in a pass, whose input is the penultimate features; None where there is none.
 
     Args:
         model: images to logits; read in evaluation mode, then set back.
@@ -88,42 +96,23 @@ def penultimate(model: nn.Module, images: Tensor) -> str | None:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
-        >>> penultimate(model, torch.rand(2, 1, 5, 5))
-        '2'
+        >>> last_linear(model, torch.rand(2, 1, 5, 5))
+        '3'
     """
-    outputs: dict[str, Tensor] = {}
-    given: list[Tensor] = []
-
-    def keep(name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        if isinstance(module, nn.Linear) and isinstance(inputs[0], Tensor):
-            given.append(inputs[0])
-        if isinstance(output, Tensor) and len(output) == len(images):
-            outputs[name] = output
-
-    hooks = [part.register_forward_hook(partial(keep, name)) for name, part in model.named_modules() if name]
+    ran: list[str] = []
+    linear = [(name, part) for name, part in model.named_modules() if name and isinstance(part, nn.Linear)]
+    hooks = [part.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, part in linear]
     try:
         with _evaluating(model), torch.no_grad():
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    if not given:
-        return None
-    same = [name for name, output in outputs.items() if _equal(output, given[-1])]
-    return same[-1] if same else None
+    return ran[-1] if ran else None
 
 
-def _equal(output: Tensor, features: Tensor) -> bool:
-    flat = output.flatten(1)
-    return features.ndim == 2 and flat.shape == features.shape and torch.equal(flat, features)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((part.device for part in model.parameters()), torch.device("cpu"))
-
-
-def features_and_logits(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """One pass: the output of a layer, flattened to (n, F), and the logits (n, K).
+def features_and_logits(model: nn.Module, layer: str, images: Tensor, side: Side = "output") -> tuple[Tensor, Tensor]:
+    """One pass: the output of a layer, or its input, flattened to (n, F), and the logits (n, K).
 
     Args:
         model: images to logits, in the mode that it is to be read in.
@@ -140,8 +129,8 @@ def features_and_logits(model: nn.Module, layer: str, images: Tensor) -> tuple[T
     """
     seen: list[object] = []
 
-    def keep(module: nn.Module, inputs: object, output: object) -> None:
-        seen.append(output)
+    def keep(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        seen.append(output if side == "output" else inputs[0])
 
     handle = _find(model, layer).register_forward_hook(keep)
     try:
@@ -150,11 +139,12 @@ def features_and_logits(model: nn.Module, layer: str, images: Tensor) -> tuple[T
         handle.remove()
     if len(seen) != 1:
         raise InputError(f"features: layer '{layer}' must run once in a pass of the model, ran {len(seen)} times")
-    output = seen[0]
-    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] != images.shape[0]:
-        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"features: layer '{layer}' must give a tensor of {len(images)} rows, got {given}")
-    return output.flatten(1), logits
+    found = seen[0]
+    if not isinstance(found, Tensor) or found.ndim < 2 or found.shape[0] != images.shape[0]:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        what = "give" if side == "output" else "be given"
+        raise InputError(f"features: layer '{layer}' must {what} a tensor of {len(images)} rows, got {given}")
+    return found.flatten(1), logits
 
 
 @torch.no_grad()
@@ -165,6 +155,7 @@ def make_domains(
     labels: Tensor,
     attacks: Mapping[str, Attack],
     *,
+    side: Side = "output",
     batch_size: int = 256,
 ) -> dict[str, Domain]:
     """The same held-out images clean and attacked, as the model sees them: what `fit_domains` learns from.
@@ -184,6 +175,7 @@ def make_domains(
         images: (n, C, H, W) in the model's bounds.
         labels: (n,) integers.
         attacks: by the name of their domain, not "clean".
+        side: what of the layer is read.
         batch_size: images in one pass of the model.
 
     Returns:
@@ -211,7 +203,7 @@ def make_domains(
     domains = {}
     with _evaluating(model):
         for name, version in versions.items():
-            parts = [features_and_logits(model, layer, batch) for batch in torch.split(version, batch_size)]
+            parts = [features_and_logits(model, layer, batch, side) for batch in torch.split(version, batch_size)]
             features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
             domains[name] = Domain(features, logits, labels)
     return domains
@@ -240,4 +232,4 @@ def _find(model: nn.Module, layer: str) -> nn.Module:
     raise InputError(f"features: the layer must be a part of the model, got '{layer}' (did you mean: {near}?)")
 
 
-__all__ = ["Attack", "ByFeatures", "FeatureDefended", "features_and_logits", "make_domains", "penultimate"]
+__all__ = ["Attack", "ByFeatures", "FeatureDefended", "Side", "features_and_logits", "last_linear", "make_domains"]

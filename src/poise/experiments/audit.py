@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +19,11 @@ from poise.data import Dataset
 from poise.defenses import PostHoc
 from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec
-from poise.experiments.prepare import Prepared, clean_figures, prepare
+from poise.experiments.defended import defended_logits
+from poise.experiments.prepare import Loaded, Prepared, clean_figures, load, prepare
 from poise.experiments.run_folder import TRACED, RunFolder
 from poise.experiments.summary import summarise
+from poise.experiments.till import Till, estimate
 from poise.experiments.trust.by_temperature import store_illusion
 from poise.recipebook import run_recipe
 from poise.searches.driver import Progress
@@ -65,7 +68,8 @@ def run_audit(
         command: the command that repeats the run, for the report.
 
     Raises:
-        InputError, TargetError: model, data and spec do not fit; RunError: another run lies in `out`.
+        InputError, TargetError: model, data and spec do not fit; RunError: another run lies in `out`; BudgetError:
+            what the run may spend is spent; what was answered is kept, and a run with a higher limit goes on.
     """
     return audited(spec, out, resume=resume, listener=listener, command=command)[1]
 
@@ -77,16 +81,30 @@ def audited(
     began = time.time()
     folder = RunFolder(out)
     folder.check(spec, resume=resume)  # before anything is loaded or written
-    prepared = prepare(spec, listener.note)
-    listener.ready(prepared.target, prepared.attacked, clean_figures(prepared))
-    with files.locked(out):
-        folder.check(spec, resume=resume)
-        folder.open(spec, prepared.recorded)
+    loaded, till = load(spec, listener.note), None
+    with ExitStack() as held:
+        if loaded.paid:  # before the first question, so that its answer can be kept
+            held.enter_context(_opened(folder, loaded, resume=resume))
+            till = Till(loaded.model, folder, spec)
+            listener.note(estimate(spec, len(loaded.attacked), loaded.fit_samples, till.purse.spent))
+        prepared = prepare(loaded, till)
+        listener.ready(prepared.target, prepared.attacked, clean_figures(prepared))
+        if not loaded.paid:  # a misfit leaves nothing behind
+            held.enter_context(_opened(folder, loaded, resume=resume))
         for recipe in spec.recipes:
             for defence in spec.defences:
                 _attack(prepared, folder, recipe, defence, listener)
         store_illusion(prepared, folder, listener.note)
         return prepared, summarise(prepared, folder, seconds=time.time() - began, command=command)
+
+
+@contextmanager
+def _opened(folder: RunFolder, loaded: Loaded, *, resume: bool) -> Iterator[None]:
+    """The folder for this process alone, with this run begun in it."""
+    with files.locked(folder.root):
+        folder.check(loaded.spec, resume=resume)
+        folder.open(loaded.spec, loaded.recorded)
+        yield
 
 
 def checkpoints(budget: int) -> tuple[int, ...]:
@@ -121,7 +139,8 @@ def _attack(prepared: Prepared, folder: RunFolder, recipe: str, defence: str, li
             listener.advance(before + at.first + at.batch * min(at.spent / at.budget, 1.0), at.spent)
 
         watch = Watch(progress, checkpoints(spec.budget), trace=_traced(prepared, number))
-        _chunk(prepared, folder, (recipe, defence, number), part, watch)
+        with prepared.part(f"{recipe}.{defence}.{number:05d}") as asked:
+            _chunk(asked, folder, (recipe, defence, number), part, watch)
         done += len(part)
         listener.advance(done, spec.budget)
     listener.end(folder.rows(recipe, defence, "aware"))
@@ -144,7 +163,7 @@ def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], par
     target = prepared.targets[defence]
     result = run_recipe(
         recipe, target, images, labels, ids=ids, eps=spec.eps, norm=spec.norm, steps=spec.steps, budget=spec.budget,
-        seed=spec.seed, watch=watch,
+        seed=spec.seed, watch=watch, eight_bit=spec.eight_bit,
     )  # fmt: skip
     similar = _similarity(images, result.images)
     curve = result.curve.join(result.table.select("id", "label"), on="id")
@@ -155,10 +174,8 @@ def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], par
         folder.write_trace(recipe, defence, number, result.trace.filter(pl.col("id").is_in(first)))
     if defence == "none":
         for name in _others(spec):
-            shown = _with_scores(
-                _shown_to(prepared.defences[name], result, target.kind), labels, OutputKind.LOGITS, similar
-            )
-            folder.write_rows(recipe, name, "unaware", number, shown)
+            shown, kind = _shown_to(prepared, name, images, result)
+            folder.write_rows(recipe, name, "unaware", number, _with_scores(shown, labels, kind, similar))
     folder.write_rows(recipe, defence, "aware", number, _with_scores(result, labels, target.kind, similar))
 
 
@@ -167,15 +184,20 @@ def _similarity(clean: Tensor, adversarial: Tensor) -> pl.DataFrame:
     return pl.DataFrame({"delta_w": metrics.delta_w(before, after), "ssim": metrics.ssim(before, after)})
 
 
-def _shown_to(defence: PostHoc, result: AttackResult, kind: OutputKind) -> AttackResult:
-    """The undefended model's adversarial images, as the defended model answers them (logits to logits)."""
-    device = defence.fitted.device
-    with torch.no_grad():
-        before, after = (
-            defence((scores if kind is OutputKind.LOGITS else Outputs(scores, kind).logits).to(device))
-            for scores in (result.scores_before, result.scores)
-        )
-    clean, attacked = Outputs(before), Outputs(after)
+def _shown_to(prepared: Prepared, name: str, images: Tensor, result: AttackResult) -> tuple[AttackResult, OutputKind]:
+    """The undefended model's adversarial images, as the defended model answers them, and what it answers with.
+
+    What the defence makes of the recorded answers; where the attacker saw less than them, or the defence is not behind
+    the answers but around the model, the model is asked again.
+    """
+    defence, bare = prepared.defences[name], prepared.target.kind
+    if prepared.spec.view is None and isinstance(defence, PostHoc):
+        answers = [
+            Outputs(defended_logits(defence, Outputs(scores, bare))) for scores in (result.scores_before, result.scores)
+        ]
+    else:
+        answers = _asked(prepared.targets[name], (images, result.images), result.table["id"])
+    clean, attacked = answers
     table = result.table.with_columns(
         pl.Series("prediction_before", clean.labels.cpu().numpy()),
         pl.Series("prediction_after", attacked.labels.cpu().numpy()),
@@ -183,7 +205,14 @@ def _shown_to(defence: PostHoc, result: AttackResult, kind: OutputKind) -> Attac
         pl.Series("confidence_after", attacked.confidence.cpu().numpy()),
         pl.lit(None, pl.Float64).alias("wrong_confidence"),  # known of the undefended model alone
     )
-    return dataclasses.replace(result, table=table, scores_before=before, scores=after)
+    return dataclasses.replace(result, table=table, scores_before=clean.scores, scores=attacked.scores), clean.kind
+
+
+def _asked(target: Target, points: tuple[Tensor, ...], names: pl.Series) -> list[Outputs]:
+    """The target's answers to each set of points, one per sample."""
+    ids = torch.tensor(names.to_numpy().copy(), device=target.device)
+    with target.session(0):
+        return [target.query(x.to(target.device), ids) for x in points]
 
 
 def _with_scores(result: AttackResult, labels: Tensor, kind: OutputKind, similar: pl.DataFrame) -> pl.DataFrame:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from poise import defenses
 from poise.errors import InputError, RunError
-from poise.recipebook import NORMS, ball, recipe
+from poise.recipebook import NORMS, RECIPES, ball, check_eight_bit, recipe
+from poise.targets.purse import check_limits
+from poise.types import Access
 
 DIGITS = "builtin:digits"
 DEFAULT_RECIPES = (
@@ -19,6 +21,15 @@ DEFAULT_RECIPES = (
     *("sa-mma", "sa-oca", "pgd-mma", "confsmooth"),  # the papers' attacks, to compare
     "max-confidence",  # wrong labels
 )
+BLACK_BOX_RECIPES = ("standard-light", "sa-mma", "sa-oca", "square")
+"""What attacks a model that gives no gradients unless told otherwise."""
+
+WITHOUT_GRADIENTS = ("onnx", "http", "https", "endpoint")
+"""Schemes of models that give scores at most."""
+
+LIMITS = ("max_queries", "cost_per_query", "max_cost")
+"""Fields that may change while a run goes on: what it may spend is no part of what it measures."""
+
 DEFAULT_DEFENCES = ("none", "ts", "cs")
 DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5}
 DIGITS_EPS = {"linf": 0.2, "l2": 1.0}
@@ -48,6 +59,10 @@ class AuditSpec(BaseModel):
         seed, device, batch_size: of the run. bootstrap: resamples behind the intervals.
         costs: what one case costs, for the report.
         trace: keep margin, confidence and step of every iteration for the first images, for the report.
+        view: what the attacker sees of the answers, as `poise.targets.views.view` takes it; None for all of it.
+        eight_bit: attacked images hold 8-bit values.
+        journal: ask a PyTorch module for its answers alone, and journal them like an endpoint's.
+        max_queries, cost_per_query, max_cost: what the whole run may ask and spend; for models that are journaled.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,8 +84,14 @@ class AuditSpec(BaseModel):
     bootstrap: int = Field(default=1000, ge=1)
     costs: Costs | None = None
     trace: bool = False
+    view: str | None = None
+    eight_bit: bool = False
+    journal: bool = False
+    max_queries: int | None = None
+    cost_per_query: float | None = None
+    max_cost: float | None = None
 
-    @field_validator("model", "data", "fit_data", "device")
+    @field_validator("model", "data", "fit_data", "device", "view")
     @classmethod
     def _is_text(cls, value: str | None) -> str | None:
         if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
@@ -88,7 +109,7 @@ class AuditSpec(BaseModel):
     @classmethod
     def _known_defences(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            defenses.make(name)
+            defenses.make_any(name)
         return _distinct("defences", ("none", *(name for name in names if name != "none")))
 
     @field_validator("norm")
@@ -99,8 +120,16 @@ class AuditSpec(BaseModel):
         return name
 
     def model_post_init(self, context: Any) -> None:
-        """Refuses radii that cannot be meant, before anything is loaded."""
+        """Refuses what cannot be meant together, before anything is loaded."""
         ball(self.norm, self.eps)
+        check_limits(self.max_queries, self.cost_per_query, self.max_cost)
+        if self.eight_bit:
+            for name in self.recipes:
+                check_eight_bit(name)
+
+    def measured(self) -> dict[str, Any]:
+        """All fields that change what is measured: without the limits."""
+        return self.model_dump(exclude=set(LIMITS))
 
     def to_toml(self, recorded: dict[str, str]) -> str:
         """The spec as TOML; `recorded` (fingerprints) goes into a table of its own. None is left out."""
@@ -125,7 +154,8 @@ def _distinct(what: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def make_spec(**given: Any) -> AuditSpec:
-    """A spec from keyword arguments; a missing eps becomes the one that fits the data and norm.
+    """A spec from keyword arguments; a missing eps becomes the one that fits the data and norm, missing recipes those
+    that the model gives enough access for.
 
     Raises:
         InputError: one line that names the field, what it must be and what was given.
@@ -133,10 +163,20 @@ def make_spec(**given: Any) -> AuditSpec:
     if given.get("eps") is None:
         table = DIGITS_EPS if str(given.get("data", DIGITS)).startswith(DIGITS) else DEFAULT_EPS
         given["eps"] = table.get(str(given.get("norm", "linf")), 0.05)
+    if given.get("recipes") is None:
+        given["recipes"] = _default_recipes(given)
     try:
         return AuditSpec(**given)
     except ValidationError as error:
         raise _one_line(error) from None
+
+
+def _default_recipes(given: dict[str, Any]) -> tuple[str, ...]:
+    view, scheme = str(given.get("view") or ""), str(given.get("model", DIGITS)).split(":")[0]
+    if "labels" in view.split(","):
+        return tuple(name for name, found in RECIPES.items() if found.access == Access.LABELS)
+    black_box = view or given.get("journal") or scheme in WITHOUT_GRADIENTS
+    return BLACK_BOX_RECIPES if black_box else DEFAULT_RECIPES
 
 
 def _one_line(error: ValidationError) -> InputError:
@@ -159,6 +199,6 @@ def read_spec(path: Path) -> tuple[AuditSpec, dict[str, str]]:
 
 
 def differences(old: AuditSpec, new: AuditSpec) -> list[str]:
-    """The fields in which two specs differ, as `field: old there, new given`."""
-    before, after = old.model_dump(), new.model_dump()
+    """The fields in which two runs differ, as `field: old there, new given`; their limits may."""
+    before, after = old.measured(), new.measured()
     return [f"{key}: {before[key]} there, {after[key]} given" for key in before if before[key] != after[key]]

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from poise import __version__, defenses, metrics
 from poise.defenses import PostHoc
@@ -25,6 +25,8 @@ from poise.experiments.defend_table import latex, markdown
 from poise.experiments.measure import Figure
 from poise.experiments.prepare import Prepared
 from poise.experiments.run_folder import RunFolder
+from poise.experiments.served import as_logits
+from poise.targets import ModuleTarget
 
 RECIPES = ("sa-mma", "standard")
 """What a comparison attacks with unless told otherwise."""
@@ -63,14 +65,14 @@ def run_compare(
     """
     prepared, summary = audited(spec, out, resume=resume, listener=listener, command=command)
     run, folder = RunFolder(out), AdaptiveFolder(out)
-    with files.locked(out):
+    with files.locked(out), prepared.part("adaptive") as asked:
         files.sweep(out)
         for recipe in spec.recipes:
             for name in spec.defences:
                 if name != "none":
                     on_adaptive(recipe, name)
-                    adapt(prepared, run, folder, recipe, name)
-        comparison = _comparison(prepared, summary, run, folder, command)
+                    adapt(asked, run, folder, recipe, name)
+        comparison = _comparison(asked, summary, run, folder, command)
         files.write_json(out / "compare.json", comparison)
         files.write_text(out / "compare.md", markdown(comparison))
         files.write_text(out / "compare.tex", latex(comparison))
@@ -88,11 +90,11 @@ def _comparison(
         defence, known = prepared.defences[name], knowledge(name, prepared.defences[name])
         first = run.rows(spec.recipes[0], name, "aware")
         found[name] = {
-            "summary": defenses.DEFENSES[name].summary,
+            "summary": defenses.summaries()[name],
             "keeps_label": defence.keeps_label,
             "gradient": known.gradient.value,
             "attacker": known.why,
-            "ms_per_image": milliseconds(defence, logits),
+            "ms_per_image": _milliseconds(prepared, name, logits),
             "clean": figures(first, "before", plan),
             "attacked": {recipe: _attacked(prepared, run, folder, recipe, name, plan) for recipe in spec.recipes},
         }
@@ -103,7 +105,7 @@ def _comparison(
         "model": spec.model,
         "data": spec.data,
         "samples": len(prepared.attacked),
-        "fit_samples": prepared.fit_samples,
+        "fit_samples": prepared.loaded.fit_samples,
         "timed_batch": len(logits),
         "spec": spec.model_dump(mode="json"),
         "fingerprints": summary["fingerprints"],
@@ -146,8 +148,19 @@ def _bare_logits(prepared: Prepared) -> Tensor:
     return outputs.logits.to(outputs.scores.dtype)
 
 
-def milliseconds(defence: PostHoc, logits: Tensor, repeats: int = REPEATS) -> float:
-    """Time that the defence alone adds per image: the median of several passes over (m, K) logits, after one more.
+def _milliseconds(prepared: Prepared, name: str, logits: Tensor) -> float:
+    """Time that a defence adds per image: its own, or where it goes around the model the difference of both models."""
+    defence = prepared.defences[name]
+    if isinstance(defence, PostHoc):
+        return milliseconds(defence, logits)
+    images = prepared.attacked[: len(logits)].images.to(prepared.target.device)
+    served, bare = (as_logits(cast(ModuleTarget, prepared.targets[at])) for at in (name, "none"))
+    with prepared.target.session(0):
+        return max(milliseconds(served, images) - milliseconds(bare, images), 0.0)
+
+
+def milliseconds(defence: nn.Module, logits: Tensor, repeats: int = REPEATS) -> float:
+    """Time of a module per row: the median of several passes over m of them, after one more.
 
     >>> from poise.defenses import Identity
     >>> milliseconds(Identity(), torch.zeros(8, 3)) < 10

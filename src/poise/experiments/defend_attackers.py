@@ -8,9 +8,9 @@ from enum import Enum
 
 from torch import nn
 
-from poise.defenses import InferenceDefense, PostHoc
+from poise.defenses import PostHoc
 from poise.defenses.inference.base import InputDefense
-from poise.experiments.served import as_logits, with_module
+from poise.experiments.served import Defence, as_logits, with_module
 from poise.recipebook import PEERS, Recipe
 from poise.searches import EOT, Search
 from poise.searches.base import Problem, Steps
@@ -69,7 +69,7 @@ KNOWLEDGE: dict[str, Knowledge] = {
 """The defences of the registries by name. One that is missing here is attacked by what its class promises."""
 
 
-def knowledge(name: str, defence: PostHoc | InferenceDefense) -> Knowledge:
+def knowledge(name: str, defence: Defence) -> Knowledge:
     """How the defence is attacked: by its line in `KNOWLEDGE`, else by its promises.
 
     >>> from poise.defenses import Identity
@@ -90,7 +90,7 @@ def surrogate(
     recipe: Recipe,
     bare: ModuleTarget,
     defended: ModuleTarget,
-    defence: PostHoc | InferenceDefense,
+    defence: Defence,
 ) -> tuple[Recipe, ModuleTarget] | None:
     """The further attack, beside the one through the defence, that this knowledge asks for; None where there is none.
 
@@ -112,7 +112,7 @@ def surrogate(
     return dataclasses.replace(recipe, search=lambda setting: Averaged(recipe.search(setting))), defended
 
 
-def _with_bare_gradient(bare: nn.Module, defence: PostHoc | InferenceDefense) -> nn.Module:
+def _with_bare_gradient(bare: nn.Module, defence: Defence) -> nn.Module:
     """The defended model with the bare model's gradient: the Jacobian of the part that has none is left out."""
     if isinstance(defence, PostHoc):
         return nn.Sequential(bare, BPDA(defence, nn.Identity()))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
 
 from poise import data, defenses, metrics, models
 from poise.data import Dataset
-from poise.defenses import PostHoc
+from poise.defenses import MultiDomainTemperature, PostHoc
 from poise.errors import AccessError, InputError, MissingExtraError
-from poise.experiments.audit_spec import AuditSpec
-from poise.experiments.served import ask, behind, inside_model
+from poise.experiments.audit_spec import LIMITS, AuditSpec
+from poise.experiments.defended import served
+from poise.experiments.domains import by_features
+from poise.experiments.served import Defence, ask, inside_model
+from poise.experiments.till import PROBED, Till
 from poise.recipebook import PEERS, Recipe
 from poise.recipebook import recipe as recipe_named
 from poise.recipebook.peers import PeerRecipe
 from poise.targets import DifferentiableTarget, ModuleTarget, Target
+from poise.targets.views import view
 from poise.types import Access
 
 FIT_SAMPLES = 1000
@@ -27,51 +32,130 @@ FEWEST_FIT_SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What the attacks need: the data, the undefended model, and the same with each defence behind it.
+class Loaded:
+    """What is known before the model is asked anything.
 
     Args:
         spec: what to do.
+        model: as it was loaded.
+        defences: by name, not fitted yet.
         attacked: the images under attack.
         available: how many images the data holds.
-        target: the undefended model.
-        defences, targets: the defences, and the model with each behind it, by name.
-        fit_samples: on how many images the defences that learn were fitted.
+        held_out: what the defences are fitted on; None where none of them learns.
         recorded: fingerprints of all that is not in the spec and changes the tables.
     """
 
     spec: AuditSpec
+    model: Target
+    defences: dict[str, Defence]
     attacked: Dataset
     available: int
-    target: Target
-    defences: dict[str, PostHoc]
-    targets: dict[str, Target]
-    fit_samples: int
+    held_out: Dataset | None
     recorded: dict[str, str]
 
+    @property
+    def fit_samples(self) -> int:
+        """On how many images the defences that learn are fitted."""
+        return 0 if self.held_out is None else len(self.held_out)
 
-def prepare(spec: AuditSpec, note: Callable[[str], None]) -> Prepared:
-    """Loads model and data, fits the defences and asks the model once, so that misfits show before any attack."""
+    @property
+    def paid(self) -> bool:
+        """Answers are worth keeping: the model is an endpoint, a file or a function, or the user wants a journal."""
+        return self.spec.journal or not isinstance(self.model, ModuleTarget | DifferentiableTarget)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the attacks need: the data, the undefended model, and the same with each defence behind it.
+
+    Args:
+        loaded: spec, model, data, and the defences, fitted by now.
+        targets: the model as the attacker sees it with each defence behind it, by name.
+        till: pays for the answers; None where they cost nothing.
+    """
+
+    loaded: Loaded
+    targets: dict[str, Target]
+    till: Till | None
+
+    @property
+    def spec(self) -> AuditSpec:
+        """What to do."""
+        return self.loaded.spec
+
+    @property
+    def attacked(self) -> Dataset:
+        """The images under attack."""
+        return self.loaded.attacked
+
+    @property
+    def defences(self) -> dict[str, Defence]:
+        """The fitted defences, by name."""
+        return self.loaded.defences
+
+    @property
+    def target(self) -> Target:
+        """The undefended model, as the attacker sees it."""
+        return self.targets["none"]
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[Prepared]:
+        """The same for one part of the run, with a journal of its own where answers cost; no part lies in another."""
+        if self.till is None:
+            yield self
+            return
+        with self.till.journal(name) as bare:
+            yield replace(self, targets=_seen(self.spec, bare, self.defences))
+
+
+def load(spec: AuditSpec, note: Callable[[str], None]) -> Loaded:
+    """Loads model and data and tells all misfits that show without a question."""
     _check_extras(spec.recipes)
-    target = models.load(spec.model, device=spec.device, batch_size=spec.batch_size, on_note=note)
+    model = models.load(spec.model, device=spec.device, batch_size=spec.batch_size, on_note=note)
     whole = data.load(spec.data).mixed()
     attacked = whole if spec.samples is None else whole[: spec.samples]
     if spec.samples is not None and len(whole) < spec.samples:
         raise InputError(f"samples: must be at most the {len(whole)} images of '{spec.data}', got {spec.samples}")
-    data.check_matches(attacked, target.num_classes)
-    _probe(target, attacked, spec.recipes)
-    learned = {name: defenses.make(name) for name in spec.defences}
-    recorded, fit_samples = {"data": attacked.fingerprint()}, 0
+    data.check_matches(attacked, model.num_classes)
+    recorded = {"data": attacked.fingerprint()}
+    learned, held_out = {name: defenses.make_any(name) for name in spec.defences}, None
     if any(defence.needs_fit for defence in learned.values()):
         held_out = _held_out(spec, whole, attacked)
-        _fit(spec, target, held_out, learned)
-        recorded["fit_data"], fit_samples = held_out.fingerprint(), len(held_out)
-    targets = {name: target if name == "none" else _defended(target, defence) for name, defence in learned.items()}
-    if isinstance(target, ModuleTarget):
-        recorded["weights"] = models.fingerprint(target)
+        data.check_matches(held_out, model.num_classes)
+        recorded["fit_data"] = held_out.fingerprint()
+    if isinstance(model, ModuleTarget):
+        recorded["weights"] = models.fingerprint(model)
+    elif isinstance(file := getattr(model, "fingerprint", None), str):  # an ONNX file's
+        recorded["weights"] = file
     if (code := models.code_fingerprint(spec.model)) is not None:
         recorded["code"] = code
-    return Prepared(spec, attacked, len(whole), target, learned, targets, fit_samples, recorded)
+    loaded = Loaded(spec, model, learned, attacked, len(whole), held_out, recorded)
+    _check_access(loaded, _seen(spec, model, learned)["none"])
+    return loaded
+
+
+def prepare(loaded: Loaded, till: Till | None) -> Prepared:
+    """Asks the model once, so that misfits show before any attack, and fits the defences.
+
+    Args:
+        loaded: model and data.
+        till: pays for the answers, where they cost.
+    """
+    spec, bare = loaded.spec, loaded.model if till is None else till.purse
+    prepared = Prepared(loaded, _seen(spec, bare, loaded.defences), till)
+    with prepared.part("probe") as part:
+        _probe(part.target, loaded.attacked, spec.recipes)
+    if loaded.held_out is not None:
+        journal: AbstractContextManager[Target] = nullcontext(bare) if till is None else till.journal("fit")
+        with journal as model:
+            _fit(spec, model, loaded.held_out, loaded.defences)
+    return replace(prepared, targets=_seen(spec, bare, loaded.defences))
+
+
+def _seen(spec: AuditSpec, bare: Target, learned: dict[str, Defence]) -> dict[str, Target]:
+    """The model with each defence behind it, seen as the attacker sees it."""
+    behind = {name: bare if name == "none" else served(bare, defence) for name, defence in learned.items()}
+    return behind if spec.view is None else {name: view(target, spec.view) for name, target in behind.items()}
 
 
 def _check_extras(recipes: tuple[str, ...]) -> None:
@@ -81,12 +165,30 @@ def _check_extras(recipes: tuple[str, ...]) -> None:
             raise MissingExtraError(f"recipes: {name}", "peers")
 
 
-def _check_peer(name: str, found: Recipe, target: Target) -> None:
+def _check_access(loaded: Loaded, seen: Target) -> None:
+    """Refuses recipes that need more than the attacker gets, and limits of what costs nothing."""
+    spec, given = loaded.spec, min(seen.access, Access.SCORES) if loaded.paid else seen.access
+    for name in spec.recipes:
+        needed = recipe_named(name).access
+        if needed > given:
+            raise AccessError(
+                f"recipes: {name} needs access '{needed.name.lower()}', the model gives '{given.name.lower()}'"
+            )
+        _check_peer(name, recipe_named(name), seen, journaled=spec.journal)
+    if not loaded.paid and (limit := next((name for name in LIMITS if getattr(spec, name) is not None), None)):
+        raise InputError(
+            f"{limit.replace('_', '-')}: needs a model that is asked from outside (onnx:, http:, endpoint:, py:), or "
+            f"--journal; the model is a {type(loaded.model).__name__}, whose queries --budget limits"
+        )
+
+
+def _check_peer(name: str, found: Recipe, target: Target, *, journaled: bool) -> None:
     """What ART asks of a model beyond access."""
     if not isinstance(found, PeerRecipe):
         return
-    if not isinstance(target, ModuleTarget):
-        raise AccessError(f"recipes: {name} needs a PyTorch module, the model is a {type(target).__name__}")
+    if journaled or not isinstance(target, ModuleTarget):
+        given = "journaled" if journaled else f"a {type(target).__name__}"
+        raise AccessError(f"recipes: {name} needs a PyTorch module, the model is {given}")
     if target.num_classes < found.attack.classes:
         raise InputError(
             f"recipes: {name} needs at least {found.attack.classes} classes, the model has {target.num_classes}"
@@ -95,29 +197,26 @@ def _check_peer(name: str, found: Recipe, target: Target) -> None:
 
 def _probe(target: Target, attacked: Dataset, recipes: tuple[str, ...]) -> None:
     """Asks for what the recipes will need, two images' worth of it."""
-    images, _, ids = next(iter(attacked[:2].batches(2)))
+    images, _, ids = next(iter(attacked[:PROBED].batches(PROBED)))
     ask(target, images, ids, attacked)
-    for name in recipes:
-        needed = recipe_named(name).access
-        _check_peer(name, recipe_named(name), target)
-        if needed > target.access:
-            raise AccessError(
-                f"recipes: {name} needs access '{needed.name.lower()}', the model gives '{target.access.name.lower()}'"
-            )
     if isinstance(target, DifferentiableTarget) and any(recipe_named(n).access == Access.GRADIENTS for n in recipes):
         with inside_model("give gradients for", attacked):
             target.gradient(images.to(target.device), ids.to(target.device), lambda outputs: outputs.confidence)
 
 
-def _fit(spec: AuditSpec, target: Target, held_out: Dataset, learned: dict[str, PostHoc]) -> None:
-    data.check_matches(held_out, target.num_classes)
+def _fit(spec: AuditSpec, target: Target, held_out: Dataset, learned: dict[str, Defence]) -> None:
     logits, labels = [], []
     for images, truth, ids in held_out.batches(spec.batch_size):
         logits.append(ask(target, images, ids, held_out).logits.cpu())
         labels.append(truth)
-    for defence in learned.values():
-        if defence.needs_fit:
-            defence.fit(torch.cat(logits), torch.cat(labels))
+    for name, defence in learned.items():
+        if isinstance(defence, MultiDomainTemperature) and isinstance(target, ModuleTarget):
+            around = by_features(target, defence, held_out, spec)
+            if around is not None:
+                learned[name] = around
+                continue
+        if isinstance(defence, PostHoc) and defence.needs_fit:
+            defence.cpu().fit(torch.cat(logits), torch.cat(labels)).to(target.device)
 
 
 def _held_out(spec: AuditSpec, whole: Dataset, attacked: Dataset) -> Dataset:
@@ -135,19 +234,14 @@ def _held_out(spec: AuditSpec, whole: Dataset, attacked: Dataset) -> Dataset:
     return rest
 
 
-def _defended(target: Target, defence: PostHoc) -> Target:
-    if not isinstance(target, ModuleTarget):
-        raise InputError(f"defences: a {type(target).__name__} cannot carry a defence, got {type(defence).__name__}")
-    return behind(target, defence)
-
-
 def clean_figures(prepared: Prepared) -> dict[str, float]:
     """Accuracy, mean confidence, ECE and KS error of the undefended model on the images under attack."""
     confidence, right = [], []
-    for images, labels, ids in prepared.attacked.batches(prepared.spec.batch_size):
-        outputs = ask(prepared.target, images, ids, prepared.attacked)
-        confidence.append(outputs.confidence.cpu())
-        right.append((outputs.labels.cpu() == labels).double())
+    with prepared.part("clean") as part:
+        for images, labels, ids in part.attacked.batches(part.spec.batch_size):
+            outputs = ask(part.target, images, ids, part.attacked)
+            confidence.append(outputs.confidence.cpu())
+            right.append((outputs.labels.cpu() == labels).double())
     columns = torch.cat(confidence).numpy(), torch.cat(right).numpy()
     return {
         "accuracy": metrics.mean(columns[1]),

@@ -15,6 +15,7 @@ from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec, differences, read_spec
 from poise.files import is_leftover
 from poise.table import SCHEMA
+from poise.targets.journal_file import records
 
 TRACED = 16
 """Images, from the first, whose traces a run keeps where it keeps any."""
@@ -59,7 +60,7 @@ class RunFolder:
     def open(self, spec: AuditSpec, recorded: dict[str, str]) -> None:
         """Writes audit.toml, or compares the fingerprints of model and data with those recorded there.
 
-        Sweeps up what a killed run left; the folder must be locked.
+        Sweeps up what a killed run left; the folder must be locked. Limits of what a run may spend are written anew.
 
         Raises:
             RunError: the model's weights or the data are no longer those of this run.
@@ -68,13 +69,27 @@ class RunFolder:
         if not self.spec_file.exists():
             files.write_text(self.spec_file, spec.to_toml(recorded))
             return
-        _, old = read_spec(self.spec_file)
+        before, old = read_spec(self.spec_file)
         for name, value in recorded.items():
             if old.get(name) != value:
                 raise RunError(
                     f"out: '{self.root}' was begun with other {name} ({old.get(name, 'none')[:19]}, now {value[:19]}); "
                     "give another --out"
                 )
+        if before != spec:  # in its limits
+            files.write_text(self.spec_file, spec.to_toml(old))
+
+    def journal_file(self, part: str) -> Path:
+        """Where the answers lie that a part of the run asked for: "clean", or recipe, defence and chunk."""
+        return self.root / "journal" / f"{part}.log"
+
+    def journaled(self) -> int:
+        """How many answers the journals hold: what the run has asked so far.
+
+        Raises:
+            RunError: one of them is damaged.
+        """
+        return sum(1 for path in sorted((self.root / "journal").glob("*.log")) for _ in records(path))
 
     def samples_file(self, recipe: str, defence: str, view: str, chunk: int) -> Path:
         return self.root / "samples" / f"{recipe}.{defence}.{view}.{chunk:05d}.parquet"

@@ -53,7 +53,11 @@ def as_logits(target: ModuleTarget) -> nn.Module:
     return target.module if target.kind is OutputKind.LOGITS else _Logits(target.module)
 
 
-def behind(target: ModuleTarget, defence: PostHoc | InferenceDefense) -> ModuleTarget:
+Defence = PostHoc | InferenceDefense
+"""What an experiment sets against attacks: behind a model's answers, or around the model."""
+
+
+def behind(target: ModuleTarget, defence: Defence) -> ModuleTarget:
     """The target with a defence behind or around it."""
     bare = as_logits(target)
     if isinstance(defence, PostHoc):

@@ -45,29 +45,39 @@ def summarise(prepared: Prepared, folder: RunFolder, *, seconds: float, command:
         "target": _target(prepared),
         "data": _data(prepared),
         "spec": spec.model_dump(mode="json"),
-        "fingerprints": {**prepared.recorded, "spec": fingerprint(spec.model_dump())},
+        "fingerprints": {**prepared.loaded.recorded, "spec": fingerprint(spec.measured())},
         "versions": {"poise": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "threshold": spec.threshold,
         "costs": None if spec.costs is None else spec.costs.model_dump(),
         "bound": {name: metrics.mma_bound(value, classes) for name, value in accuracy.items()},
         "recipes": {name: _recipe(name) for name in spec.recipes},
         "rows": rows,
-        "checks": trust(prepared, folder, rows),
     }
+    with prepared.part("checks") as part:
+        summary["checks"] = trust(part, folder, rows)
+    summary["endpoint"] = _endpoint(prepared)
     files.write_json(folder.root / "summary.json", summary)
     return summary
 
 
 def _target(prepared: Prepared) -> dict[str, Any]:
-    target = prepared.target
-    count = sum(p.numel() for p in target.module.parameters()) if isinstance(target, ModuleTarget) else None
+    model, target, seen = prepared.loaded.model, prepared.target, prepared.spec.view
+    count = sum(p.numel() for p in model.module.parameters()) if isinstance(model, ModuleTarget) else None
+    about = f"{count:,} parameters" if count is not None else type(model).__name__
     return {
         "model": prepared.spec.model,
-        "description": f"{count:,} parameters" if count is not None else type(target).__name__,
+        "description": about if seen is None else f"{about}, seen as {seen}",
         "num_classes": target.num_classes,
         "access": target.access.name.lower(),
         "parameters": count,
     }
+
+
+def _endpoint(prepared: Prepared) -> dict[str, Any] | None:
+    """What the whole run asked of a model that costs, and for how much; None for others."""
+    if prepared.till is None:
+        return None
+    return {"queries": prepared.till.purse.spent, "cost": prepared.till.purse.cost}
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:
@@ -75,8 +85,8 @@ def _data(prepared: Prepared) -> dict[str, Any]:
     return {
         "name": prepared.spec.data,
         "samples": len(attacked),
-        "available": prepared.available,
-        "fit_samples": prepared.fit_samples,
+        "available": prepared.loaded.available,
+        "fit_samples": prepared.loaded.fit_samples,
         "shape": list(attacked.shape),
         "class_names": list(attacked.class_names),
     }

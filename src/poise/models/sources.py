@@ -12,14 +12,16 @@ from poise.data.uri import Uri, brief, parse
 from poise.errors import InputError, one_of
 from poise.models.builtin import BUILTIN, Builtin
 from poise.models.digits import Note
+from poise.models.endpoints import load_endpoint, load_served
 from poise.models.libraries import KEYS as LIBRARY_KEYS
 from poise.models.libraries import Made, make_timm, make_torchvision
+from poise.models.onnx_files import make_onnx
 from poise.models.user_code import KEYS as USER_KEYS
 from poise.models.user_code import make_user_model, user_code_fingerprint
 from poise.models.weights import load_weights
 from poise.targets import ModuleTarget, Target
 
-LATER = ("hf", "onnx", "https", "http")
+LATER = ("hf",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +38,16 @@ def load(uri: str, *, device: str | torch.device = "cpu", batch_size: int = 256,
 
     Args:
         uri: `builtin:NAME[?weights=FILE&num_classes=N&mean=…&std=…]`, `torchvision:NAME?weights=FILE&num_classes=N`,
-            `timm:NAME?weights=FILE&num_classes=N` (both also `pretrained=true`), or `py:FILE:FACTORY?num_classes=N`.
+            `timm:NAME?weights=FILE&num_classes=N` (both also `pretrained=true`), `py:FILE:FACTORY?num_classes=N`,
+            `onnx:FILE?outputs=logits`, `https://HOST/PATH` (a server of `poise serve`) or `endpoint:FILE.toml`.
         device: where the model runs.
         batch_size: most images per forward pass.
         on_note: receives lines that the user should see: that the embedded model was trained and how good it is,
             which normalisation was assumed.
 
     Returns:
-        A `ModuleTarget` in eval mode that takes images in [0, 1]; for `py:` whatever target the user's code returns.
+        A `ModuleTarget` in eval mode that takes images in [0, 1]; for `onnx:` an `OnnxTarget` that does; for
+        endpoints an `HttpTarget`; for `py:` whatever target the user's code returns.
 
     Raises:
         InputError: one line for every address, file or weights that do not fit.
@@ -169,6 +173,10 @@ LOADERS: dict[str, Callable[[Uri, _Place], ModuleTarget | Target]] = {
     "torchvision": _library(make_torchvision),
     "timm": _library(make_timm),
     "py": _user,
+    "endpoint": lambda uri, place: load_endpoint(uri, batch_size=place.batch_size, note=place.note),
+    "https": lambda uri, place: load_served(uri, batch_size=place.batch_size, note=place.note),
+    "http": lambda uri, place: load_served(uri, batch_size=place.batch_size, note=place.note),
+    "onnx": lambda uri, place: make_onnx(uri, place.device, place.batch_size, place.note),
 }
 
 
@@ -186,4 +194,7 @@ def names() -> dict[str, str]:
         "torchvision:NAME?weights=FILE&num_classes=N": "a classifier of torchvision.models; pretrained=true downloads",
         "timm:NAME?weights=FILE&num_classes=N": "a model of timm; pretrained=true downloads",
         "py:FILE:FACTORY?num_classes=N": "an nn.Module or a target that your own Python file makes",
+        "https://HOST/PATH?token_env=NAME": "a server of poise serve; http:// alike; no gradients",
+        "endpoint:FILE.toml": "any other endpoint, described in a TOML file; no gradients",
+        "onnx:FILE?outputs=logits": "a network in an ONNX file, answered by ONNX Runtime; no gradients",
     }

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from poise.attacks import NOTHING, Watch
-from poise.errors import one_of
-from poise.recipebook import calibration, classic, peers, standard
+from poise.constraints import Box
+from poise.constraints.eight_bit import EightBit
+from poise.errors import InputError, one_of
+from poise.recipebook import calibration, classic, peers, queries, standard
 from poise.recipebook.base import NORMS, Recipe, Setting, ball
 from poise.targets.base import Target
 from poise.types import AttackResult
 
-__all__ = ["NORMS", "PEERS", "RECIPES", "Recipe", "Setting", "ball", "recipe", "recipes", "run_recipe"]
+__all__ = [
+    "NORMS",
+    "PEERS",
+    "RECIPES",
+    "Recipe",
+    "Setting",
+    "ball",
+    "check_eight_bit",
+    "recipe",
+    "recipes",
+    "run_recipe",
+]
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (*standard.RECIPES, *calibration.RECIPES, *classic.RECIPES)
+    recipe.name: recipe for recipe in (*standard.RECIPES, *calibration.RECIPES, *classic.RECIPES, *queries.RECIPES)
 }
 """Every recipe of ours by name."""
 
@@ -32,11 +47,16 @@ def recipes() -> dict[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name; an unknown one raises InputError with the nearest names."""
+    """The recipe of that name, or the one that SEARCH-GOAL composes; another raises InputError with the nearest names.
+
+    >>> recipe("nes-uca").keeps_label
+    True
+    """
     known = RECIPES | PEERS
-    if name not in known:
+    found = known.get(name) or queries.composed(name)
+    if found is None:
         raise one_of("recipe", name, list(known))
-    return known[name]
+    return found
 
 
 def run_recipe(
@@ -52,6 +72,7 @@ def run_recipe(
     seed: int = 0,
     ids: Tensor | None = None,
     watch: Watch = NOTHING,
+    eight_bit: bool = False,
 ) -> AttackResult:
     """Runs the recipe `name` on images (n, C, H, W) with labels (n,).
 
@@ -60,6 +81,10 @@ def run_recipe(
         norm: "linf" or "l2".
         steps: gradient steps instead of the paper's number; black-box recipes use the whole budget.
         budget, seed, ids, watch: as in `poise.attack`.
+        eight_bit: attacked images hold 8-bit values (`poise.constraints.EightBit`).
+
+    Raises:
+        InputError: as `poise.attack`, or 8-bit values are asked of another library's attack.
 
     >>> import torch, poise
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
@@ -68,5 +93,22 @@ def run_recipe(
     >>> bool((result.table["loss_after"] <= result.table["loss_before"]).all())
     True
     """
-    setting = Setting(ball(norm, eps), budget, steps)
-    return recipe(name).run(target, images, labels, setting, ids=ids, seed=seed, watch=watch)
+    found, constraint = recipe(name), ball(norm, eps)
+    if eight_bit:
+        check_eight_bit(name)
+        box = Box(*target.bounds)
+        constraint = EightBit(constraint, box=box)
+        if found.constraint is not None:
+            found = replace(found, constraint=EightBit(found.constraint, box=box))
+    setting = Setting(constraint, budget, steps)
+    return found.run(target, images, labels, setting, ids=ids, seed=seed, watch=watch)
+
+
+def check_eight_bit(name: str) -> None:
+    """Refuses 8-bit values for an attack of another library, which knows balls alone.
+
+    Raises:
+        InputError: the recipe is one of `PEERS`.
+    """
+    if name in PEERS:
+        raise InputError(f"eight-bit: an attack of another library cannot be kept to 8-bit values, got {name}")

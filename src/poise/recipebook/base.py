@@ -12,6 +12,7 @@ from poise.constraints import L2, Constraint, Linf
 from poise.errors import InputError
 from poise.objectives import KeepLabel, Objective
 from poise.searches import Search
+from poise.searches.base import shares
 from poise.targets.base import Target
 from poise.types import Access, AttackResult
 
@@ -74,6 +75,11 @@ class Recipe:
     def access(self) -> Access:
         """The least access the attack needs."""
         return max(self.objective.access, self.search(Setting(Linf(0.1))).access)
+
+    @property
+    def shares(self) -> bool:
+        """The samples of one batch inform each other: results depend on the batch size and on the order."""
+        return shares(self.search(Setting(Linf(0.1))))
 
     def run(
         self,

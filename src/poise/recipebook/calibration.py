@@ -25,28 +25,27 @@ def _adaptive(setting: Setting) -> Search:
     return AdaptivePGD(steps=setting.steps or 20, step=setting.step(5 / 255, 0.03))
 
 
-_GOALS: dict[str, tuple[str, Objective]] = {
-    "uca": ("underconfidence", UCA()),
-    "oca": ("overconfidence", OCA()),
-    "mma": ("maximum miscalibration", MMA()),
-    "rca": ("random confidence, stops at the goal", RCA()),
-    "rca-direction": ("random direction, as the published tables", RCA(mode="direction")),
-    "confsmooth": ("underconfidence towards the smoothed label", ConfSmooth()),
+GOALS: dict[str, tuple[str, Objective]] = {
+    "uca": ("underconfidence", KeepLabel(UCA())),
+    "oca": ("overconfidence", KeepLabel(OCA())),
+    "mma": ("maximum miscalibration", KeepLabel(MMA())),
+    "rca": ("random confidence, stops at the goal", KeepLabel(RCA())),
+    "rca-direction": ("random direction, as the published tables", KeepLabel(RCA(mode="direction"))),
+    "confsmooth": ("underconfidence towards the smoothed label", KeepLabel(ConfSmooth())),
     "mma-confsmooth": (
         "maximum miscalibration, ConfSmooth where the label is right",
-        MMA(under=ConfSmooth()),
+        KeepLabel(MMA(under=ConfSmooth())),
     ),
 }
+"""What the calibration attacks want: name to a few words and the objective."""
 
 BLACK_BOX = tuple(
-    Recipe(
-        f"sa-{name}", f"{goal}, black box (Square without a starting pattern)", CALIBRATION, KeepLabel(o), _clean_square
-    )
-    for name, (goal, o) in _GOALS.items()
+    Recipe(f"sa-{name}", f"{goal}, black box (Square without a starting pattern)", CALIBRATION, o, _clean_square)
+    for name, (goal, o) in GOALS.items()
 )
 WHITE_BOX = tuple(
-    Recipe(f"pgd-{name}", f"{goal}, white box (PGD with dropout of the steps)", CALIBRATION, KeepLabel(o), _dropout)
-    for name, (goal, o) in _GOALS.items()
+    Recipe(f"pgd-{name}", f"{goal}, white box (PGD with dropout of the steps)", CALIBRATION, o, _dropout)
+    for name, (goal, o) in GOALS.items()
     if not name.endswith("confsmooth")
 )
 SINGLE = (

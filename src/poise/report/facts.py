@@ -114,6 +114,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("images", _images(data)),
         ("image shape", " × ".join(str(size) for size in data.get("shape") or []) or None),
         ("norm and size", f"{spec['norm']}, ε = {spec['eps']}" if {"norm", "eps"} <= set(spec) else None),
+        ("asked of the model", _endpoint(summary.get("endpoint"))),
         ("budget", count(int(spec["budget"]), "query", "queries") if "budget" in spec else None),
         ("seed", spec.get("seed")),
         ("device", spec.get("device")),
@@ -124,6 +125,18 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         *((f"fingerprint of {name}", text) for name, text in prints.items()),
     )
     return [(name, str(told)) for name, told in rows if told is not None]
+
+
+def _endpoint(asked: dict[str, float | None] | None) -> str | None:
+    """What a run asked of a model that costs; None for others.
+
+    >>> _endpoint({"queries": 12345, "cost": 24.69})
+    '12,345 queries, for 24.69 in all'
+    """
+    if asked is None:
+        return None
+    told = count(int(asked["queries"] or 0), "query", "queries")
+    return told if asked["cost"] is None else f"{told}, for {asked['cost']:,.2f} in all"
 
 
 def _images(data: dict[str, object]) -> str:

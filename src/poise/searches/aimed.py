@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from poise.searches.apgd import APGD
-from poise.searches.base import Ask, Problem, Reply, Search, Steps
+from poise.searches.base import Ask, Problem, Reply, Search, Steps, shares
 from poise.types import Access
 
 
@@ -28,6 +28,11 @@ class Aimed:
     def access(self) -> Access:
         """What the inner search needs."""
         return self.search.access
+
+    @property
+    def shares(self) -> bool:
+        """As the inner search does."""
+        return shares(self.search)
 
     def run(self, problem: Problem) -> Steps:
         steps = self.search.run(problem)

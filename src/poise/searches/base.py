@@ -73,6 +73,7 @@ class Problem:
         classes: K.
         best: (n, C, H, W), the driver's own best points so far, to be read; a search may begin there.
         merit: (n,) their merit, +inf before the clean points are answered.
+        goal: the least access that the goal needs; a search for labels alone refuses goals that need more.
     """
 
     clean: Tensor
@@ -84,6 +85,7 @@ class Problem:
     classes: int
     best: Tensor
     merit: Tensor
+    goal: Access = Access.LABELS
 
     @property
     def everyone(self) -> Tensor:
@@ -106,6 +108,8 @@ class Search(Protocol):
     The first `Ask` is the clean points themselves, in order (`Ask(problem.clean, problem.everyone)`): from their
     answers the
     driver binds the objective, so no second forward pass is spent on them.
+
+    A sample's points must not depend on the other samples. A search that cannot promise this says `shares = True`.
     """
 
     @property
@@ -116,3 +120,8 @@ class Search(Protocol):
     def run(self, problem: Problem) -> Steps:
         """Yields points, receives answers, returns when it has nothing more to ask."""
         ...
+
+
+def shares(search: Search) -> bool:
+    """The samples of one batch inform each other: the result depends on how the data are cut into batches."""
+    return bool(getattr(search, "shares", False))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from poise.errors import InputError
-from poise.searches.base import Ask, Problem, Reply, Search, Steps
+from poise.searches.base import Ask, Problem, Reply, Search, Steps, shares
 from poise.searches.confidence_pgd import ConfidencePGD
 from poise.searches.square import Square
 from poise.types import Access
@@ -68,6 +68,11 @@ class Cascade:
     def access(self) -> Access:
         """What the most demanding member needs."""
         return max(stage.search.access for stage in self.members)
+
+    @property
+    def shares(self) -> bool:
+        """Any member does."""
+        return any(shares(stage.search) for stage in self.members)
 
     def run(self, problem: Problem) -> Steps:
         clean = yield Ask(problem.clean, problem.everyone, grad=self.access is Access.GRADIENTS)

@@ -14,6 +14,7 @@ from poise.errors import PoiseError
 from poise.objectives.base import Bound, Objective, logit_margin, of_class
 from poise.rng import Rng
 from poise.searches.base import Ask, Problem, Reply, Search, Steps
+from poise.searches.grid import steps_of
 from poise.targets.base import Target
 from poise.targets.meter import Meter
 from poise.types import Outputs
@@ -125,8 +126,9 @@ class Driver:
         box, rng = Box(*self.target.bounds), Rng(self.seed, self.sample_ids)
         merit = clean.new_full(over.shape, torch.inf, dtype=_float_of(clean.device))
         classes, best = self.target.num_classes, clean.clone()
-        problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit)
-        steps = self.search.run(problem)
+        goal = self.objective.access
+        problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit, goal)
+        steps = steps_of(self.search, problem)
         with self.target.session(self.seed), closing(steps):
             ask = next(steps, None)
             if ask is None or ask.x is not clean or ask.aim is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poise.errors import InputError
 from poise.rng import Rng
-from poise.searches.base import Ask, Problem, Reply, Search, Steps
+from poise.searches.base import Ask, Problem, Reply, Search, Steps, shares
 from poise.searches.pgd import PGD
 from poise.types import Access
 
@@ -39,6 +39,11 @@ class EveryClass:
     def access(self) -> Access:
         """The least access that the inner search needs."""
         return self.search.access
+
+    @property
+    def shares(self) -> bool:
+        """As the inner search does."""
+        return shares(self.search)
 
     def run(self, problem: Problem) -> Steps:
         aims = problem.classes - 1

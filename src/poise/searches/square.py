@@ -12,7 +12,7 @@ from poise.constraints.l2 import L2
 from poise.constraints.linf import Linf
 from poise.errors import InputError
 from poise.searches.base import Ask, Problem, Steps, running
-from poise.searches.squares import L2Squares, LinfSquares, Squares
+from poise.searches.squares import L2Squares, LinfSquares, Proposals, Squares
 from poise.types import Access
 
 SQUARES = {Linf: LinfSquares, L2: L2Squares}
@@ -71,11 +71,18 @@ class Square:
             raise InputError(f"Square: horizon must be at least 1, got {self.horizon}")
 
     def run(self, problem: Problem) -> Steps:
+        yield from self.walk(problem, self.squares(problem))
+
+    def squares(self, problem: Problem) -> Squares:
+        """How squares are drawn in the problem's ball."""
         kind = next((squares for ball, squares in SQUARES.items() if isinstance(problem.constraint, ball)), None)
         if kind is None:
             raise InputError(f"Square: the constraint must be Linf or L2, got {problem.constraint!r}")
-        squares = kind(problem, inclusive=self.inclusive)
-        p = kind.p if self.p is None else self.p
+        return kind(problem, inclusive=self.inclusive)
+
+    def walk(self, problem: Problem, squares: Proposals) -> Steps:
+        """The search with what it asks for drawn from `squares`."""
+        p = squares.p if self.p is None else self.p
         reply = yield Ask(problem.clean, problem.everyone)
         ids = reply.active.nonzero()[:, 0]
         x, loss = problem.clean[ids], reply.loss[ids]
@@ -99,7 +106,7 @@ class Square:
             loss = torch.where(better, reply.loss, loss)
             ids, x, loss = running(reply.active, ids, x, loss)
 
-    def _first(self, problem: Problem, squares: Squares, ids: torch.Tensor) -> torch.Tensor:
+    def _first(self, problem: Problem, squares: Proposals, ids: torch.Tensor) -> torch.Tensor:
         """Where the samples ids begin, if it is to be asked for."""
         if self.start == "stripes":
             return squares.first(ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,23 @@ from poise.searches.base import Problem
 
 DRAWS = 4
 """Sign patterns drawn per linf square; the first that changes the image is used, so no query is spent on a copy."""
+
+
+class Proposals(Protocol):
+    """What the random search asks for."""
+
+    @property
+    def p(self) -> float:
+        """Share of the image in the first squares."""
+        ...
+
+    def first(self, ids: Tensor) -> Tensor:
+        """(m, C, H, W) a starting pattern."""
+        ...
+
+    def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
+        """(m, C, H, W) the candidates of one iteration, from the best points x."""
+        ...
 
 
 class Squares:

@@ -18,6 +18,7 @@ class InferenceDefense(ABC):
 
     Promises (class data; an option that breaks one of them sets it on the instance):
         keeps_label: the defended model predicts what the bare one does.
+        needs_fit: never, here; a fitted part is given to the constructor.
         stochastic: two calls on the same images differ. The numbers come from torch's generator of the images' device,
             which a target's session seeds, and restores.
         differentiable: autograd's gradient is the derivative of the output, almost everywhere.
@@ -26,6 +27,7 @@ class InferenceDefense(ABC):
     """
 
     keeps_label: ClassVar[bool] = False
+    needs_fit: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     batch_dependent: ClassVar[bool] = False

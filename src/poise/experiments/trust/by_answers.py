@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ASKED = 64
 """Clean images that are asked for again."""
 
+REPEATED, TIMES = 16, 3
+"""Clean images that are asked for again and again, and how often."""
+
 RE_PREDICTED = 32
 """Attacked images that are predicted again, one at a time."""
 
@@ -31,6 +34,11 @@ SAME = 0.2
 """Share of images with the very same highest score from which scores are called clipped."""
 
 
+def most_queries(samples: int) -> int:
+    """What these checks ask at most in a run on so many images."""
+    return TIMES * min(samples, REPEATED) + 2 * min(samples, ASKED) + min(samples, RE_PREDICTED)
+
+
 def _answers(prepared: Prepared, count: int) -> tuple[Outputs, Tensor]:
     """The model's answers at the first clean images, and their labels."""
     images, labels, ids = next(iter(prepared.attacked[:count].batches(count)))
@@ -41,10 +49,10 @@ def _answers(prepared: Prepared, count: int) -> tuple[Outputs, Tensor]:
 
 def randomness(prepared: Prepared) -> Check:
     """The same images get the same answers."""
-    images, _, ids = next(iter(prepared.attacked[:16].batches(16)))
+    images, _, ids = next(iter(prepared.attacked[:REPEATED].batches(REPEATED)))
     device = prepared.target.device
     with prepared.target.session(0):
-        answers = [prepared.target.query(images.to(device), ids.to(device)).scores for _ in range(3)]
+        answers = [prepared.target.query(images.to(device), ids.to(device)).scores for _ in range(TIMES)]
     spread = max(float((answer - answers[0]).abs().max()) for answer in answers[1:])
     return Check(
         "randomness",

@@ -20,9 +20,13 @@ lint: $(VENV)/.all  ## format, lint, types
 docs: $(VENV)/.all  ## the documentation as a site, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.all  ## speed as ratios to a limit measured in the same run
+bench: $(VENV)/.bench  ## speed as ratios to a limit measured in the same run, and the same attack of other libraries
 	$(BIN)/python benchmarks/speed.py --check
+	$(BIN)/python benchmarks/query_speed.py
 	$(BIN)/python benchmarks/defenses.py
+	$(BIN)/python benchmarks/aaa.py
+	$(BIN)/python benchmarks/targets.py
+	PYTHONPATH=$(VENV)/bench $(BIN)/python benchmarks/square_peers.py
 
 venv: $(VENV)/.all  ## only the virtual environment
 
@@ -36,6 +40,10 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,serve,docs,dev]'
 	touch $@ $(VENV)/.core
+
+$(VENV)/.bench: $(VENV)/.all  # in a folder of its own and without its pins, which contradict the documentation's
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench torchattacks==3.5.1
+	touch $@
 
 clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build dist site src/*.egg-info

@@ -127,6 +127,28 @@ def square_peers() -> str:
     return _table([*head, *(f"time at {budget:,}, ours = 1" for budget in budgets)], body, 2 * len(budgets))
 
 
+def query_speed() -> str:
+    """Query attacks against bare passes, and against one image at a time."""
+    found = _read("query_speed.json")
+    body = [[f"`{row['attack']}`", f"{100 * row['share']:.1f} %", f"{row['faster']:.1f}×"] for row in found["rows"]]
+    table = _table(["attack", "share of the forward rate", "faster than one by one"], body, 2)
+    return table + f"\nART's SimBA takes {found['art_simba']:.1f} times as long per query as ours.\n"
+
+
+def targets() -> str:
+    """One attack through the module, a file and an endpoint."""
+    body = [
+        [
+            row["target"], str(row["labels_differ"]), str(row["queries_differ"]), str(row["images_differ"]),
+            f"{max(row['confidence_before'], row['confidence_after']):.0e}" if number else "–",
+            f"{100 * row['busy']:.0f} %" if "busy" in row else "–",
+        ]
+        for number, row in enumerate(_read("targets.json"))
+    ]  # fmt: skip
+    head = ["through", "labels differ", "query counts differ", "images differ", "largest difference of a confidence"]
+    return _table([*head, "served model busy"], body, 5)
+
+
 SCORES, DEFENDED = ("square", "bi-square", "op-square"), ("none", "rnd", "aaa-linear", "aaa-sine")
 BLACK_BOX = ("square", "signhunter", "simba", "nes", "bandits")
 
@@ -135,6 +157,10 @@ FIGURES: dict[str, Callable[[], str]] = {
     "records-ks": lambda: records("ks"),
     "query-defences": lambda: query_attacks(SCORES, DEFENDED),
     "query-defences-again": lambda: asked_again((*SCORES, "apgd", "apgd-bare"), DEFENDED),
+    "black-box": lambda: query_attacks(BLACK_BOX, ("none",)),
+    "square-peers": square_peers,
+    "query-speed": query_speed,
+    "targets": targets,
     "aaa-exact": exact_aaa,
     **{
         f"compare-{name}-{recipe}": lambda name=name, recipe=recipe: comparison(name, recipe)  # type: ignore[misc]

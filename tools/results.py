@@ -111,6 +111,17 @@ def query_attacks() -> None:
     """Black-box attacks on labels against defences made for them."""
     (RESULTS / "query_attacks.json").unlink(missing_ok=True)
     _bench("query_attacks")
+    _bench("query_attacks", "--attacks", "signhunter,simba,nes,bandits", "--defences", "none")
+
+
+def query_speed() -> None:
+    """Query attacks against bare passes."""
+    _bench("query_speed")
+
+
+def targets() -> None:
+    """One attack through the module, a file and an endpoint."""
+    _bench("targets")
 
 
 def square_peers() -> None:
@@ -147,8 +158,8 @@ def _held_out(images: int = 1000) -> Path:
     return path
 
 
-def _bench(name: str) -> None:
-    command = [sys.executable, f"benchmarks/{name}.py", "--json", str(RESULTS / f"{name}.json")]
+def _bench(name: str, *options: str) -> None:
+    command = [sys.executable, f"benchmarks/{name}.py", *options, "--json", str(RESULTS / f"{name}.json")]
     subprocess.run(command, cwd=ROOT, check=True)
 
 
@@ -164,6 +175,8 @@ TABLES = {
     "aaa": aaa,
     "query_attacks": query_attacks,
     "square_peers": square_peers,
+    "query_speed": query_speed,
+    "targets": targets,
     "compare": compare,
 }
 

@@ -194,7 +194,12 @@ def test_the_names_are_those_of_the_contract(summary: dict[str, Any]) -> None:
     assert sorted(METRICS) == sorted(CONTRACT)
     assert len(set(METRICS)) == len(METRICS)
     for row in summary["rows"]:
-        assert set(row) == {"recipe", "defence", "view", "n", "metrics"}
+        assert set(row) == {"recipe", "defence", "view", "n", "metrics", "queries"}
+        assert set(row["queries"]) == set(metrics.QUERY_VIEWS)
+        calibration = row["queries"]["calibration"]
+        for average in ("mean_success", "median_success", "mean_all", "success_sum_over_all"):
+            assert calibration[average] == row["metrics"][f"queries_{average}"]["value"]
+        assert row["queries"]["square"]["samples"] <= calibration["samples"] == row["n"]
         assert list(row["metrics"]) == list(METRICS)
         assert all(set(figure) == {"value", "low", "high"} for figure in row["metrics"].values())
 

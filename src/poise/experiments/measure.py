@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -96,6 +97,19 @@ def measure(rows: pl.DataFrame, *, threshold: float, num_classes: int, plan: met
     found["bound_share"] = {key: None if at is None else at / bound for key, at in found["ece_after"].items()}
     found["linf_max"] = _figure(float(rows["linf"].to_numpy().max()), math.nan, math.nan)
     return {name: found[name] for name in METRICS}
+
+
+def query_views(rows: pl.DataFrame) -> dict[str, dict[str, float | None]]:
+    """The four averages of the query count under each paper's convention (`poise.metrics.QUERY_VIEWS`)."""
+    columns = _columns(rows)
+    found = {
+        name: dataclasses.asdict(view.statistics(columns["queries"], columns["success"], columns["right_before"]))
+        for name, view in metrics.QUERY_VIEWS.items()
+    }
+    return {
+        view: {name: at if math.isfinite(at) else None for name, at in averages.items()}
+        for view, averages in found.items()
+    }
 
 
 def _figure(value: float, low: float, high: float) -> Figure:

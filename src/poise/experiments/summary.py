@@ -11,7 +11,7 @@ import torch
 from poise import __version__, metrics
 from poise.experiments import files
 from poise.experiments.gallery import write_gallery
-from poise.experiments.measure import measure
+from poise.experiments.measure import measure, query_views
 from poise.experiments.run_folder import RunFolder
 from poise.experiments.trust import trust
 from poise.objectives import MaxConfidence
@@ -34,7 +34,8 @@ def summarise(prepared: Prepared, folder: RunFolder, *, seconds: float, command:
             for view in ("aware",) if defence == "none" else ("aware", "unaware"):
                 table = folder.rows(recipe, defence, view)
                 figures = measure(table, threshold=spec.threshold, num_classes=classes, plan=plan)
-                rows.append({"recipe": recipe, "defence": defence, "view": view, "n": len(table), "metrics": figures})
+                row = {"recipe": recipe, "defence": defence, "view": view, "n": len(table), "metrics": figures}
+                rows.append(row | {"queries": query_views(table)})
     accuracy = {row["defence"]: row["metrics"]["accuracy_before"]["value"] for row in rows}
     write_gallery(prepared, folder)
     summary = {

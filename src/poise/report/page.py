@@ -71,6 +71,7 @@ class Page:
         self.slider_low = 1000 // int(summary["target"]["num_classes"])
         self.slider_start = round(self.threshold * 1000)
         self.has_curves = run.curves is not None
+        self.query_lines = tables.query_lines(summary)
         self.traced = self._traced()
         self.sections = [entry for entry in SECTIONS if entry[0] != "traces" or self.traced]
         self.gallery = gallery.cases(run.gallery, summary["data"].get("class_names") or []) if run.gallery else []

@@ -137,6 +137,27 @@ def markdown(summary: Summary) -> str:
     return "".join(f"| {' | '.join(_plain(cell) for cell in line)} |\n" for line in lines)
 
 
+def query_lines(summary: Summary) -> list[tuple[str, ...]]:
+    """Queries on the bare model as each paper counts them: recipe, convention, images, and the four averages.
+
+    >>> counts = {"samples": 9, "mean_success": 74.25, "median_success": 3, "mean_all": 90}
+    >>> row = {"recipe": "sa-uca", "defence": "none", "view": "aware", "queries": {"square": counts}}
+    >>> query_lines({"rows": [row]})
+    [('sa-uca', 'square', '9', '74.2', '3.0', '90.0', '–')]
+    """
+    averages = ("mean_success", "median_success", "mean_all", "success_sum_over_all")
+    return [
+        (row["recipe"], view, f"{counts['samples']:,}", *(_one(counts.get(name)) for name in averages))
+        for row in summary["rows"]
+        if row["defence"] == "none"
+        for view, counts in (row.get("queries") or {}).items()
+    ]
+
+
+def _one(number: float | None) -> str:
+    return "–" if number is None else f"{number:,.1f}"
+
+
 def arrow(row: Row, name: str) -> str:
     """A metric before and after with the interval of the latter: 0.015 → 0.538 [.50, .57]."""
     span = interval(row, f"{name}_after")

@@ -164,9 +164,9 @@ FIGURES: dict[str, Callable[[], str]] = {
     "aaa-exact": exact_aaa,
     **{
         f"compare-{name}-{recipe}": lambda name=name, recipe=recipe: comparison(name, recipe)  # type: ignore[misc]
-        for name in ("resnet20", "resnet32")
+        for name in ("resnet20", "cnn-a")
         for recipe in ("sa-mma", "standard")
     },
     "compare-resnet20-about": lambda: comparison_about("resnet20"),
-    "compare-resnet32-about": lambda: comparison_about("resnet32"),
+    "compare-cnn-a-about": lambda: comparison_about("cnn-a"),
 }

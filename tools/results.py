@@ -132,11 +132,11 @@ def square_peers() -> None:
 def compare() -> None:
     """Defences under attackers who know them, on two networks."""
     held_out = _held_out()
-    for network in ("resnet20", "resnet32"):
+    for network, weights in (("resnet20", "cifar10_resnet20"), ("cnn-a", "cifar10_cnn_a_adv")):
         run = _fresh(f"compare-{network}")
-        weights = f"{SHARED}/checkpoints/cifar10_{network}.safetensors"
+        model = f"builtin:{network}-cifar10?weights={SHARED}/checkpoints/{weights}.safetensors"
         _poise(
-            *("defend", "compare", "--model", f"builtin:{network}-cifar10?weights={weights}"),
+            *("defend", "compare", "--model", model),
             *("--data", f"npz:{SHARED}/cifar10_test_lossless_subset.npz", "--fit-data", f"npz:{held_out}"),
             *("--samples", "200", "--eps", "0.05", "--budget", "400", "--defenses", COMPARED, "--out", str(run)),
         )

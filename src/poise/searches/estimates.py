@@ -90,22 +90,20 @@ def follow(problem: Problem, estimator: Estimator, step: float | None, *, undo: 
         ids, x, slope = running(reply.active, ids, x, slope)
 
 
-def differences(
-    ask: Ask, plus: Tensor, minus: Tensor, problem: Problem
-) -> Generator[Ask, Reply, tuple[Tensor, Tensor, Tensor]]:
-    """Asks for the probes plus and minus (m, q, C, H, W) of the points of `ask`, moved into the box.
+def differences(ask: Ask, probes: Tensor, problem: Problem) -> Generator[Ask, Reply, tuple[Tensor, Tensor, Tensor]]:
+    """Asks for pairs of probes (m, q, 2, C, H, W) around the points of `ask`, moved into the box.
 
-    Returns loss(plus) - loss(minus), (m, q), 0 where the budget did not cover the pair; how many it covered, (m,); and
-    who is active, (n,).
+    Returns the first one's loss less the second one's, (m, q), 0 where the budget did not cover the pair; how many it
+    covered, (m,); and who is active, (n,).
     """
-    q = plus.shape[1]
-    points = problem.box.project(torch.stack([plus, minus], dim=2)).flatten(0, 2)
+    q = probes.shape[1]
+    points = problem.box.project(probes).flatten(0, 2)
     rows = torch.arange(len(ask.ids), device=ask.ids.device).repeat_interleave(2 * q)
     aim = None if ask.aim is None else ask.aim[rows]
     reply = yield Ask(points, ask.ids[rows], probe=True, repeats=2 * q * ask.repeats, aim=aim)
     loss = reply.loss.view(-1, q, 2)
     known = loss.isfinite().all(dim=2)
-    difference = torch.where(known, loss[..., 0] - loss[..., 1], 0).to(plus.dtype)
+    difference = torch.where(known, loss[..., 0] - loss[..., 1], 0).to(probes.dtype)
     return difference, known.sum(dim=1), reply.active
 
 

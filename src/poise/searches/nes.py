@@ -15,8 +15,8 @@ from poise.rng import Rng
 from poise.searches.base import Ask, Problem, Reply, Steps
 from poise.searches.estimates import Estimating, check_positive, differences, follow
 
-AT_ONCE = 10
-"""Pairs per sample in one ask; a fixed number, so that memory stays bounded and no draw depends on the batch."""
+AT_ONCE = 256
+"""Probes in one ask, at least two per point: bounds the memory, and changes no result."""
 
 Draw = Callable[[Rng, int, Tensor, tuple[int, ...]], Tensor]
 """(rng, step, ids (m,), shape) -> (m, *shape)."""
@@ -133,16 +133,23 @@ class Antithetic:
     def slope(self, ask: Ask, step: int, pairs: int) -> Generator[Ask, Reply, tuple[Tensor, Tensor]]:
         """d loss / d x at the points of `ask`, (m, C, H, W); and who is active."""
         total, known = torch.zeros_like(ask.x), torch.zeros_like(ask.ids)
-        blocks = math.ceil(self.pairs / AT_ONCE)
-        for block in range(math.ceil(pairs / AT_ONCE)):
-            shape = (min(AT_ONCE, pairs - block * AT_ONCE), *ask.x.shape[1:])
-            u = self.draw(self.problem.rng, step * blocks + block, ask.ids, shape).to(ask.x.dtype)
-            x, change = ask.x[:, None], self.probe * u
-            difference, covered, active = yield from differences(ask, x + change, x - change, self.problem)
-            for i in range(shape[0]):  # one by one: a row's sum does not depend on the other rows
-                total += per_row(difference[:, i], total) * u[:, i]
+        at_once = max(AT_ONCE // (2 * len(ask.ids)), 1)
+        for first in range(0, pairs, at_once):
+            group = range(first, min(first + at_once, pairs))
+            directions = [self._direction(ask, step * self.pairs + pair) for pair in group]
+            probes = ask.x.new_empty(len(ask.ids), len(group), 2, *ask.x.shape[1:])
+            for i, u in enumerate(directions):
+                change = self.probe * u
+                torch.add(ask.x, change, out=probes[:, i, 0])
+                torch.sub(ask.x, change, out=probes[:, i, 1])
+            difference, covered, active = yield from differences(ask, probes, self.problem)
+            for i, u in enumerate(directions):  # one by one: a row's sum does not depend on the other rows
+                total += per_row(difference[:, i], total) * u
             known = known + covered
         return total / per_row(2 * self.probe * known.clamp_min(1), total), active
+
+    def _direction(self, ask: Ask, number: int) -> Tensor:
+        return self.draw(self.problem.rng, number, ask.ids, tuple(ask.x.shape[1:])).to(ask.x.dtype)
 
 
 def _gaussian(rng: Rng, step: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,6 @@
 """Query attacks against bare forward passes of as many images, and against one image at a time, in one run.
 
-    python benchmarks/query_speed.py [--samples 200] [--budget 60] [--pairs 5] [--threads 1] [--json FILE]
+    python benchmarks/query_speed.py [--samples 200] [--budget 60] [--pairs 5] [--threads 2] [--json FILE]
 
 CIFAR-10's ResNet-20, linf 8/255, a margin that does not stop, so that every image is asked for to the end of the
 budget. Per attack: time of bare passes of as many points, batch by batch, over the attack's own time (median of
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--budget", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

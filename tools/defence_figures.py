@@ -116,15 +116,10 @@ def square_peers() -> str:
     found = _read("square_peers.json")
     by, budgets = {(row["attack"], row["budget"]): row for row in found}, sorted({row["budget"] for row in found})
     body = [
-        [
-            attack,
-            *(f"{100 * by[attack, budget]['left']:.1f}" for budget in budgets),
-            *(f"{by[attack, budget]['seconds'] / by['poise', budget]['seconds']:.2f}×" for budget in budgets),
-        ]
+        [attack, *(f"{100 * by[attack, budget]['left']:.1f}" for budget in budgets)]
         for attack in _ordered(found, "attack")
     ]
-    head = ["Square of", *(f"left after {budget:,}, %" for budget in budgets)]
-    return _table([*head, *(f"time at {budget:,}, ours = 1" for budget in budgets)], body, 2 * len(budgets))
+    return _table(["Square of", *(f"left after {budget:,}, %" for budget in budgets)], body, len(budgets))
 
 
 def query_speed() -> str:
@@ -150,7 +145,7 @@ def targets() -> str:
 
 
 SCORES, DEFENDED = ("square", "bi-square", "op-square"), ("none", "rnd", "aaa-linear", "aaa-sine")
-BLACK_BOX = ("square", "signhunter", "simba", "nes", "bandits")
+BLACK_BOX = ("square", "signhunter", "simba", "bandits", "nes", "spsa")
 
 FIGURES: dict[str, Callable[[], str]] = {
     "records-ece": lambda: records("ece"),

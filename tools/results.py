@@ -111,7 +111,7 @@ def query_attacks() -> None:
     """Black-box attacks on labels against defences made for them."""
     (RESULTS / "query_attacks.json").unlink(missing_ok=True)
     _bench("query_attacks")
-    _bench("query_attacks", "--attacks", "signhunter,simba,nes,bandits", "--defences", "none")
+    _bench("query_attacks", "--attacks", "signhunter,simba,nes,bandits,spsa", "--defences", "none")
 
 
 def query_speed() -> None:

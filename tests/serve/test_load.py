@@ -121,11 +121,11 @@ def test_what_does_not_fit_is_one_line(case: str, told: str, tmp_path: Path) -> 
     ("address", "shown"),
     [
         ("builtin:digits", "builtin:digits"),
-        ("builtin:resnet20-cifar10?weights=/home/me/r.pth", "builtin:resnet20-cifar10"),
-        ("torchvision:resnet18?weights=/home/me/r.pth&num_classes=7", "torchvision:resnet18"),
-        ("py:/home/me/net.py:make?num_classes=3", "py:make"),
-        ("onnx:/home/me/net.onnx", "onnx:net.onnx"),
-        ("hf:/home/me/model/", "hf:model"),
+        ("builtin:resnet20-cifar10?weights=/srv/me/r.pth", "builtin:resnet20-cifar10"),
+        ("torchvision:resnet18?weights=/srv/me/r.pth&num_classes=7", "torchvision:resnet18"),
+        ("py:/srv/me/net.py:make?num_classes=3", "py:make"),
+        ("onnx:/srv/me/net.onnx", "onnx:net.onnx"),
+        ("hf:/srv/me/model/", "hf:model"),
         ("https://user:secret@example.org:8443/v1/model?key=secret", "https:example.org"),
     ],
 )

@@ -66,7 +66,7 @@ def load_served(
 def display_name(address: str) -> str:
     """An address without folders, query and credentials, for strangers.
 
-    >>> display_name("builtin:resnet20-cifar10?weights=a/b.pth"), display_name("py:/home/me/net.py:make")
+    >>> display_name("builtin:resnet20-cifar10?weights=a/b.pth"), display_name("py:/srv/me/net.py:make")
     ('builtin:resnet20-cifar10', 'py:make')
     >>> display_name("onnx:/models/net.onnx"), display_name("https://me:secret@host/v1?key=secret")
     ('onnx:net.onnx', 'https:host')

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import random
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -169,23 +164,3 @@ def compared(case: Case, target: RecordingTarget, budget: int, loop: Callable[[L
             pass
         np.testing.assert_allclose(asked(target, case, row), np.stack(mine.asked), rtol=0, atol=atol)
     return walks
-
-
-def art_evasion() -> ModuleType:
-    """ART's attacks; it warns on import."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("art.attacks.evasion")
-
-
-@contextmanager
-def global_seed(seed: int) -> Iterator[None]:
-    """ART draws from the global generators: seeds them, and puts them back."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)

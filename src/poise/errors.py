@@ -45,3 +45,13 @@ def one_of(what: str, given: object, valid: list[str]) -> InputError:
     return InputError(
         f"{what}: must be one of the known names, got '{given}' ({hint}known: {', '.join(sorted(valid))})"
     )
+
+
+def brief(error: object, limit: int = 200) -> str:
+    """The text of an exception, or of a name from a file, as one short line; an exception without text is named.
+
+    >>> brief(ValueError("first\\nsecond")), brief(EOFError()), brief("x" * 9, limit=5)
+    ('first second', 'EOFError', 'xxxx…')
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -112,7 +112,10 @@ def test_refused_in_one_line(folder, tmp_path) -> None:
         (f"{uri}?size=0", "size must be a whole number, at least 1, got '0'"),
         (f"{uri}?resize=5", "resize must come with a size"),
         (f"{uri}?size=5&resize=4", "resize must come with a size"),
-        (f"{uri}?split=val", "query key"),
+        (f"{uri}?split=val", r"split must be a subfolder that is there \(cat, dog, eel\), got 'val'"),
+        (f"{uri}?sise=5", r"query key: .* got 'sise' \(did you mean size"),
+        (f"{uri}?size=5&resize=strech", "resize must be a whole number, at least 1, got 'strech'"),
+        (f"{uri}?resize=stretch", "resize must come with a size"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             load(text)

@@ -67,7 +67,7 @@ def test_missing_extras_are_named(monkeypatch, tmp_path) -> None:
 def make(library: str, classes: int) -> torch.nn.Module:
     if library == "torchvision":
         return import_torchvision("models", feature="test").resnet18(num_classes=classes)
-    return libraries._import_timm().create_model("resnet18", num_classes=classes)
+    return libraries.import_timm("test").create_model("resnet18", num_classes=classes)
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
@@ -139,7 +139,7 @@ def test_torchvision_download_that_fails(monkeypatch, tmp_path) -> None:
 
 
 def test_timm_download_that_fails(monkeypatch, tmp_path) -> None:
-    libraries._import_timm()
+    libraries.import_timm("test")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from poise.errors import InputError
-from poise.models import BUILTIN, load, names
+from poise.models import BUILTIN, VARIANTS, load, names
 from poise.models.small import LeNet5
 
 
@@ -68,6 +68,6 @@ def test_names() -> None:
     listed = names()
     assert "builtin:digits" in listed
     assert "builtin:resnet56-cifar10?weights=FILE" in listed
-    assert len(listed) == len(BUILTIN) + 6
+    assert len(listed) == len(BUILTIN) + 7 + len(VARIANTS)
     assert all(line and "\n" not in line for line in listed.values())
     assert listed["builtin:resnet20-cifar10?weights=FILE"].endswith("(3, 32, 32), 10 classes")

@@ -87,7 +87,8 @@ def test_refused_in_one_line(file, tmp_path) -> None:
         (f"py:{file}:logits", "needs num_classes=N"),
         (f"py:{file}:target?num_classes=3", "returns a target, which declares its own num_classes"),
         (f"py:{file}:logits?num_classes=3&outputs=scores", "outputs must be one of logits, probabilities"),
-        (f"py:{file}:logits?weights=x", "query key"),
+        (f"py:{file}:logits?weights=x", "weights must be an existing file"),
+        (f"py:{file}:logits?num_classes=3&pretrained=true", "query key"),
     ]:
         with pytest.raises(InputError, match=message) as caught:
             load(text)

@@ -303,19 +303,6 @@ def test_nothing_given_is_the_released_codes_setting(constraint: Constraint) -> 
 # --- as a source, and in company ---
 
 
-@BALLS
-def test_as_pgds_source_it_asks_what_the_search_asks(constraint: Constraint) -> None:
-    case = linear_case(5)
-    own, source, search = case.target(), case.target(), Bandits(step=0.03, tau=1.0)
-    goal = CrossEntropy(stop=False)
-    drive(case, goal, search, constraint, target=own, budget=200)
-    drive(case, goal, PGD(steps=9, step=0.03, source=search), constraint, target=source, budget=200)
-    assert len(source.log) == 1 + 2 * 9
-    for (ids, x, _, _), (other_ids, other_x, _, _) in zip(source.log, own.log, strict=False):
-        assert torch.equal(ids, other_ids)
-        assert torch.equal(x, other_x)
-
-
 def test_goals_that_keep_the_label() -> None:
     target = RecordingTarget(SmallCNN(), num_classes=4)
     images = torch.rand(6, 1, 8, 8, generator=generator(5))

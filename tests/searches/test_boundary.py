@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import poise
-from decision_cases import NOWHERE, Loop, art_evasion, compared, global_seed, lengths, nearest_wrong, shortest, walked
+from decision_cases import NOWHERE, Loop, compared, lengths, nearest_wrong, shortest, walked
+from libraries import global_seed, peer
 from poise.constraints import L2
 from poise.errors import InputError
 from poise.objectives import Misclassify
@@ -142,7 +143,7 @@ def test_no_farther_than_art_at_equal_queries() -> None:
     bridge = Bridge(target, OutputKind.LOGITS)
     estimator = art_estimator(bridge, images.shape[1:], "test")
     with global_seed(0):
-        made = art_evasion().BoundaryAttack(estimator, targeted=False, max_iter=15, verbose=False)
+        made = peer("art.attacks.evasion").BoundaryAttack(estimator, targeted=False, max_iter=15, verbose=False)
         points = torch.from_numpy(made.generate(x=images.numpy(), y=labels.numpy()))
     assert bool((target.query(points, torch.arange(3)).labels != labels).all())
     theirs, spent = float(lengths(points - images, "l2").median()), bridge.forwards // 3

@@ -18,7 +18,7 @@ from poise.constraints import L2, Constraint, Linf
 from poise.errors import InputError
 from poise.objectives import UCA, ConfSmooth, CrossEntropy, KeepLabel, Margin, MaxConfidence, Objective
 from poise.rng import Rng
-from poise.searches import NES, PGD, SPSA, AdaptivePGD, Ask, Cascade, EveryClass, Reply, Search, Square, Stage
+from poise.searches import NES, PGD, SPSA, AdaptivePGD, Ask, Bandits, Cascade, EveryClass, Reply, Search, Square, Stage
 from poise.searches import nes as module
 from poise.searches.estimates import Estimator, differences
 from poise.searches.nes import Antithetic
@@ -290,8 +290,10 @@ def test_memory_is_bounded_and_changes_nothing(at_once: int, sizes: list[int], m
 
 
 @BALLS
-@pytest.mark.parametrize("search", [NES(pairs=3, step=0.03), SPSA(pairs=4, step=0.03)], ids=repr)
-def test_as_pgds_source_it_asks_what_the_search_asks(search: Estimating, constraint: Constraint) -> None:
+@pytest.mark.parametrize(
+    "search", [NES(pairs=3, step=0.03), SPSA(pairs=4, step=0.03), Bandits(step=0.03, tau=1.0)], ids=repr
+)
+def test_as_pgds_source_it_asks_what_the_search_asks(search: Estimating | Bandits, constraint: Constraint) -> None:
     """The same points in the same order, up to PGD's last step."""
     case = linear_case(5)
     own, source = case.target(), case.target()

@@ -13,16 +13,15 @@ from torch import Tensor
 import poise
 from decision_cases import (
     NOWHERE,
-    art_evasion,
     asked,
     compared,
-    global_seed,
     hop_skip_jump,
     lengths,
     nearest_wrong,
     shortest,
     walked,
 )
+from libraries import global_seed, peer
 from poise.checks.searches import check_search
 from poise.constraints import L2, Anywhere, Constraint, Linf
 from poise.errors import AccessError, InputError
@@ -290,7 +289,9 @@ def test_no_farther_than_art_at_equal_queries(norm: str) -> None:
     bridge = Bridge(target, OutputKind.LOGITS)
     estimator = art_estimator(bridge, IMAGES.shape[1:], "test")
     with global_seed(0):
-        made = art_evasion().HopSkipJump(estimator, norm=2 if norm == "l2" else "inf", max_iter=6, verbose=False)
+        made = peer("art.attacks.evasion").HopSkipJump(
+            estimator, norm=2 if norm == "l2" else "inf", max_iter=6, verbose=False
+        )
         points = torch.from_numpy(made.generate(x=IMAGES.numpy(), y=labels.numpy()))
     assert bool((target.query(points, torch.arange(8)).labels != labels).all())
     theirs = float(lengths(points - IMAGES, norm).median())

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import random
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import poise
+from libraries import global_seed, peer
 from poise.constraints import L2, Linf
 from poise.objectives import CrossEntropy, Margin
 from poise.searches import PGD, Square
@@ -22,26 +18,6 @@ from toys import RecordingTarget, SmallCNN, generator
 
 SIZE, CLASSES = 12, 4
 FGSM = PGD(steps=1, step=None, undo=False)
-
-
-def peer(name: str) -> ModuleType:
-    """Imports a library that warns on import (both use names that scipy has deprecated)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(name)
-
-
-@contextmanager
-def global_seed(seed: int) -> Iterator[None]:
-    """ART draws from numpy's global generator: seeds it, and puts it back."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
 
 
 def network() -> nn.Module:

@@ -1,8 +1,9 @@
-"""A folder of images, one subfolder per class, decoded when a batch is made."""
+"""Image files, decoded when a batch is made: a folder of them as a data set."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +15,18 @@ from torch import Tensor
 
 from poise.data.arrays import Rows
 from poise.data.dataset import Dataset, build
-from poise.data.uri import Uri, brief
-from poise.errors import InputError, MissingExtraError
+from poise.data.layouts import KEYS as LAYOUT_KEYS
+from poise.data.layouts import Listing, list_folder
+from poise.data.uri import Uri
+from poise.errors import InputError, MissingExtraError, brief
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-KEYS = ("size", "resize")
+SIZE_KEYS = ("size", "resize")
+STRETCH = "stretch"
+"""The value of `resize` that does not keep the shape."""
+
 _GREY = ("1", "L", "LA")
 _COLOUR = ("CMYK", "P", "PA", "RGB", "RGBA", "YCbCr")
 
@@ -33,12 +38,13 @@ class FileImages:
     Args:
         files: one per image.
         shape: (C, H, W); C is 1 where every file is grey, else 3.
-        resize: the short side before the centre crop to (H, W); None where all files have that size.
+        resize: the short side before the centre crop to (H, W), or "stretch" for both sides at once; None where all
+            files have that size.
     """
 
-    files: tuple[Path, ...]
+    files: Sequence[str]
     shape: tuple[int, int, int]
-    resize: int | None = None
+    resize: int | str | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -52,22 +58,27 @@ class FileImages:
         """(b, C, H, W) float32 in [0, 1]."""
         images = np.empty((len(rows), *self.shape), dtype=np.uint8)
         for i, row in enumerate(rows):
-            images[i] = self._pixels(self.files[row])
+            images[i] = self._pixels(Path(self.files[row]))
         return torch.from_numpy(images).float().div_(255)
 
     def stored(self, rows: Rows) -> bytes:
         """The bytes of the files, each after its length."""
-        contents = [self.files[row].read_bytes() for row in rows]
+        contents = [Path(self.files[row]).read_bytes() for row in rows]
         return b"".join(len(content).to_bytes(8, "little") + content for content in contents)
 
     def _pixels(self, file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        from PIL import Image
+
         channels, height, width = self.shape
-        try:
-            with _open(file) as opened:
+        try:  # not `_open`: threads read here, and the filters of warnings belong to all of them
+            with Image.open(file) as opened:
+                _check_area(opened.size)
                 image = opened.convert("L" if channels == 1 else "RGB")
         except Exception as error:  # a damaged file raises one of a dozen types
             raise _unreadable(file, error) from error
-        if self.resize is not None:
+        if self.resize == STRETCH:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        elif isinstance(self.resize, int):
             image = centre_crop(image, resize=self.resize, size=height)
         pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
         if pixels.shape[:2] != (height, width):
@@ -94,50 +105,62 @@ def centre_crop(image: Image.Image, *, resize: int, size: int) -> Image.Image:
 
 
 def load_folder(uri: Uri) -> Dataset:
-    """folder:DIR[?size=N&resize=M]: DIR/CLASS/**/image, classes in alphabetical order (torchvision's ImageFolder).
+    """folder:DIR[?split=NAME&size=N&resize=M&classes=A,B&exclude=TEXT]: DIR/CLASS/**/image or DIR/NAME/CLASS/**/image.
 
-    Without `size` all files must have one size. With it, the short side becomes M (N unless given) and the centre
-    N x N is cut out. ids are the positions in the sorted list of files. Rotation tags (EXIF) are not applied.
+    Classes are in alphabetical order (torchvision's ImageFolder). Without `size` all files must have one size. With
+    it, the short side becomes M (N unless given) and the centre N x N is cut out; `resize=stretch` makes both sides N.
+    ids are the positions in the sorted list of files. Rotation tags (EXIF) are not applied.
 
     Raises:
         MissingExtraError: Pillow is not installed.
-        InputError: for an empty folder, a class without images, files that are not images or differ in size.
+        InputError: for an empty folder, a class without images, files that are not images or differ in size, what
+            `poise.data.layouts.list_folder` refuses.
     """
-    uri.allow(*KEYS)
-    size, resize = uri.integer("size", low=1), uri.integer("resize", low=1)
-    if resize is not None and (size is None or resize < size):
+    uri.allow(*SIZE_KEYS, *LAYOUT_KEYS)
+    chosen_size(uri)
+    listing = list_folder(uri, uri.folder(uri.rest, role="data"))
+    split = uri.text("split")
+    return from_files(uri, str(uri) if split is None else f"{uri}?split={split}", listing)
+
+
+def chosen_size(uri: Uri) -> tuple[int | None, int | str | None]:
+    """The keys size and resize: the side of the images, and how they get it; None and None without them."""
+    size = uri.integer("size", low=1)
+    resize = STRETCH if uri.text("resize") == STRETCH else uri.integer("resize", low=1)
+    if resize is not None and (size is None or (isinstance(resize, int) and resize < size)):
         raise uri.fail(f"resize must come with a size that is not larger, got resize={resize}, size={size}")
-    folder = uri.folder(uri.rest, role="data")
+    return size, size if resize is None else resize
+
+
+def from_files(uri: Uri, name: str, listing: Listing, *, colour: bool = False) -> Dataset:
+    """A data set of listed files.
+
+    Args:
+        uri: keys size and resize.
+        name: of the data set.
+        listing: the files.
+        colour: the images are RGB whatever the files are; with a size, no file is opened before its batch.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+        InputError: for files that are not images, or differ in size without the key size.
+    """
     if find_spec("PIL") is None:
-        raise MissingExtraError("folder: data", "vision")
-    classes, files, labels = _listing(uri, folder)
-    height, width, grey = _scan(uri, files, sizes_may_differ=size is not None)
-    shape = (1 if grey else 3, size or height, size or width)
-    images = FileImages(tuple(files), shape, None if size is None else resize or size)
-    return build(str(uri), images, np.array(labels), classes)
+        raise MissingExtraError("image files as data", "vision")
+    size, resize = chosen_size(uri)
+    if colour and size is not None:
+        shape = (3, size, size)
+    else:
+        height, width, grey = _scan(uri, listing.files, sizes_may_differ=size is not None)
+        shape = (1 if grey and not colour else 3, size or height, size or width)
+    return build(name, FileImages(listing.files, shape, resize), np.array(listing.labels), listing.classes)
 
 
-def _listing(uri: Uri, folder: Path) -> tuple[list[str], list[Path], list[int]]:
-    """Class names, files in sorted order, and the class of each file."""
-    parts = sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith("."))
-    if not parts:
-        raise uri.fail("must hold one subfolder per class, got none")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, part in enumerate(parts):
-        found = [file for file in part.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-        if not found:
-            raise uri.fail(f"class folder '{part.name}' must hold images ({', '.join(SUFFIXES)}), got none")
-        files += sorted(found, key=lambda file: (str(file.parent), file.name))  # torchvision's order
-        labels += [label] * len(found)
-    return [part.name for part in parts], files, labels
-
-
-def _scan(uri: Uri, files: list[Path], *, sizes_may_differ: bool) -> tuple[int, int, bool]:
+def _scan(uri: Uri, files: Sequence[str], *, sizes_may_differ: bool) -> tuple[int, int, bool]:
     """Height and width of the first file, and whether all are grey; reads the headers only."""
     first: tuple[int, int] | None = None
     grey = True
-    for file in files:
+    for file in map(Path, files):
         try:
             with _open(file) as image:
                 mode, size = image.mode, image.size
@@ -163,6 +186,14 @@ def _open(file: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(file)
+
+
+def _check_area(size: tuple[int, int]) -> None:
+    """Refuses what Pillow only warns of, a size that suggests a decompression bomb."""
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+        raise InputError(f"its size exceeds limit of {Image.MAX_IMAGE_PIXELS} pixels, got {size[0]} x {size[1]}")
 
 
 def _unreadable(file: Path, error: Exception) -> InputError:

@@ -16,8 +16,8 @@ from numpy.lib import format as npy
 
 from poise.data.arrays import Array, array_images
 from poise.data.dataset import Dataset, build
-from poise.data.uri import Uri, brief
-from poise.errors import InputError
+from poise.data.uri import Uri
+from poise.errors import InputError, brief
 
 MAX_BYTES = 16 * 2**30
 KEYS = ("images", "labels", "split", "layout")

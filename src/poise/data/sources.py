@@ -8,7 +8,9 @@ from dataclasses import replace
 from poise.data.dataset import Dataset
 from poise.data.digits import SPLITS, digits
 from poise.data.folder import load_folder
+from poise.data.image_sets import IMAGE_SETS
 from poise.data.npz import load_npz
+from poise.data.splits import KEYS, take_parts
 from poise.data.torchvision_sets import SETS, load_torchvision
 from poise.data.uri import Uri, parse
 from poise.errors import InputError, one_of
@@ -38,7 +40,8 @@ def load(uri: str, *, split: str | None = None, samples: int | None = None, offs
     would all be of one class; parts with different offsets never overlap, and ids still name the rows.
 
     Args:
-        uri: `builtin:digits`, `npz:FILE`, `folder:DIR` or `torchvision:NAME?root=DIR`, with query keys.
+        uri: `builtin:digits`, `npz:FILE`, `folder:DIR` or `torchvision:NAME?root=DIR`, with query keys. Every address
+            takes `part=train|val|test&fractions=80:10:10` (see `split`), `longtail=0.01` (see `long_tail`) and `seed`.
         split: the same as the query key `split`.
         samples: at most this many images; all where None.
         offset: images to leave out first, in [0, number of images).
@@ -58,7 +61,8 @@ def load(uri: str, *, split: str | None = None, samples: int | None = None, offs
         if parsed.query.get("split", split) != split:
             raise parsed.fail(f"split must be given once, got '{parsed.query['split']}' and '{split}'")
         parsed = replace(parsed, query={**parsed.query, "split": split})
-    data = LOADERS[parsed.scheme](parsed)
+    parsed = replace(parsed, common=KEYS)
+    data = take_parts(parsed, LOADERS[parsed.scheme](parsed))
     if samples is not None and samples < 1:
         raise InputError(f"{data.name}: samples must be at least 1, got {samples}")
     if not 0 <= offset < len(data):
@@ -77,8 +81,13 @@ def names() -> dict[str, str]:
     listed = {
         "builtin:digits": "1,797 handwritten digits (1, 8, 8), 10 classes; split=train (900), val (400), test (497)",
         "npz:FILE": "arrays images and labels (or SPLIT_images and SPLIT_labels) of a NumPy archive",
-        "folder:DIR": "image files in one subfolder per class; size=N resizes and crops",
+        "folder:DIR": "image files in one subfolder per class, or per split and class; size=N resizes and crops",
     }
-    return listed | {
+    arrays = {
         f"torchvision:{name}?root=DIR": f"{name} as torchvision stores it, never downloaded" for name in sorted(SETS)
     }
+    files = {
+        f"torchvision:{name}?root=DIR&size=N": f"{name} as torchvision lays it out, streamed, never downloaded"
+        for name in sorted(IMAGE_SETS)
+    }
+    return listed | arrays | files

@@ -8,9 +8,10 @@ import numpy as np
 
 from poise.data.arrays import array_images
 from poise.data.dataset import Dataset, build
-from poise.data.uri import Uri, brief
+from poise.data.image_sets import IMAGE_SETS, load_image_set
+from poise.data.uri import Uri
 from poise.data.vision import import_torchvision
-from poise.errors import one_of
+from poise.errors import brief, one_of
 
 KEYS = ("root", "split")
 SETS = {
@@ -31,18 +32,22 @@ def load_torchvision(uri: Uri) -> Dataset:
     """torchvision:NAME?root=DIR[&split=train|test]: a data set of torchvision, `test` unless told otherwise.
 
     torchvision checks the checksums of the pickled CIFAR files before it opens them. ids are the rows of the part.
+    Caltech101, GTSRB and ImageNet are files of different sizes: see `poise.data.image_sets.load_image_set`.
 
     Raises:
         MissingExtraError: torchvision is not installed.
         InputError: for an unknown name, a missing root, files that are missing or damaged.
     """
-    uri.allow(*KEYS)
-    if uri.rest not in SETS:
-        raise one_of("torchvision data", uri.rest, list(SETS))
+    if uri.rest not in SETS and uri.rest not in IMAGE_SETS:
+        raise one_of("torchvision data", uri.rest, [*SETS, *IMAGE_SETS])
+    if uri.rest in SETS:
+        uri.allow(*KEYS)
     root = uri.text("root")
     if root is None:
         raise uri.fail("needs root=DIR, the folder that holds the files (poise does not download data)")
     folder = uri.folder(root, role="root")
+    if uri.rest in IMAGE_SETS:
+        return load_image_set(uri, folder)
     split = uri.choice("split", ("train", "test"), "test")
     factory = getattr(import_torchvision("datasets", feature="torchvision: data"), uri.rest)
     part: dict[str, Any] = {"train": split == "train"} if SETS[uri.rest] == "train" else {"split": split}

@@ -12,16 +12,6 @@ from urllib.parse import unquote
 from poise.errors import InputError, one_of
 
 
-def brief(error: object, limit: int = 200) -> str:
-    """The text of an exception, or of a name from a file, as one short line; an exception without text is named.
-
-    >>> brief(ValueError("first\\nsecond")), brief(EOFError()), brief("x" * 9, limit=5)
-    ('first second', 'EOFError', 'xxxx…')
-    """
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
 @dataclass(frozen=True, slots=True)
 class Uri:
     """A parsed address; every getter raises an `InputError` that names the address, the key and its value.
@@ -31,12 +21,14 @@ class Uri:
         scheme: what comes before the first colon.
         rest: a name, a file or a folder, percent-decoded.
         query: the keys after the question mark and their percent-decoded values.
+        common: keys that every address takes, whatever `allow` is told.
     """
 
     what: str
     scheme: str
     rest: str
     query: Mapping[str, str]
+    common: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.rest}"
@@ -46,11 +38,12 @@ class Uri:
         return InputError(f"{self}: {' '.join(message.split())}")
 
     def allow(self, *keys: str) -> None:
-        """Refuses every query key that is not named here."""
+        """Refuses every query key that is not named here and not common to all addresses."""
+        known = [*keys, *self.common]
         for key in self.query:
-            if key not in keys and keys:
-                raise one_of(f"{self}: query key", key, list(keys))
-            if key not in keys:
+            if key not in known and known:
+                raise one_of(f"{self}: query key", key, known)
+            if key not in known:
                 raise self.fail(f"takes no query keys, got '{key}'")
 
     def text(self, key: str, default: str | None = None) -> str | None:

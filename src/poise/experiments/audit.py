@@ -19,9 +19,9 @@ from poise.data import Dataset
 from poise.defenses import PostHoc
 from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec
-from poise.experiments.defended import defended_logits
 from poise.experiments.prepare import Loaded, Prepared, clean_figures, load, prepare
 from poise.experiments.run_folder import TRACED, RunFolder
+from poise.experiments.served import defended_logits
 from poise.experiments.summary import summarise
 from poise.experiments.till import Till, estimate
 from poise.experiments.trust.by_temperature import store_illusion

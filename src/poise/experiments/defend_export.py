@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from poise import data, defenses
+from poise import data
 from poise.data import Dataset
 from poise.defenses.export import OPSET, Parity, export_onnx, export_torch
 from poise.errors import InputError
-from poise.experiments.served import ask, behind
+from poise.experiments.served import ask, behind, saved
 from poise.targets import ModuleTarget, Target
 
 SAMPLES = 1000
@@ -40,9 +40,7 @@ def run_export(
     if not isinstance(target, ModuleTarget):
         raise InputError(f"defend export: the model must be a PyTorch module, got a {type(target).__name__}")
     data.check_matches(images, target.num_classes)
-    defence = defenses.load(defence_file)
-    _check_origin(defence_file, defence, target.num_classes)
-    served = behind(target, defence)
+    served = behind(target, saved(defence_file, target.num_classes))
     chosen = images.mixed()[:samples]
     ask(target, chosen[:2].images, chosen[:2].ids, images)
     real = chosen.images.to(target.device)
@@ -61,12 +59,3 @@ def writer(out: Path, opset: int) -> Writer:
     if out.suffix == ".pt2":
         return lambda module, path, shape, images: export_torch(module, path, shape, images=images)
     raise InputError(f"out: must end in .onnx or .pt2, got '{out}'")
-
-
-def _check_origin(file: Path, defence: defenses.PostHoc, classes: int) -> None:
-    """Refuses a defence that was fitted for another number of classes, as its buffers or its provenance tell."""
-    with torch.no_grad():
-        defence(torch.zeros(1, classes))
-    fitted = defenses.provenance(file).get("num_classes", classes)
-    if fitted != classes:
-        raise InputError(f"defense: '{file}' was fitted for {fitted} classes, the model has {classes}")

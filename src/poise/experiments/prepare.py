@@ -14,9 +14,8 @@ from poise.data import Dataset
 from poise.defenses import MultiDomainTemperature, PostHoc
 from poise.errors import AccessError, InputError, MissingExtraError
 from poise.experiments.audit_spec import LIMITS, AuditSpec
-from poise.experiments.defended import served
 from poise.experiments.domains import by_features
-from poise.experiments.served import Defence, ask, inside_model
+from poise.experiments.served import Defence, ask, inside_model, served
 from poise.experiments.till import PROBED, Till
 from poise.recipebook import PEERS, Recipe
 from poise.recipebook import recipe as recipe_named

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from poise import defenses
 from poise.data import Dataset
 from poise.defenses import InferenceDefense, PostHoc, stack
 from poise.errors import InputError, PoiseError
 from poise.targets import ModuleTarget, Target
-from poise.types import OutputKind, Outputs
+from poise.targets.in_front import InFront
+from poise.types import Access, OutputKind, Outputs
 
 
 def ask(target: Target, images: Tensor, ids: Tensor, dataset: Dataset) -> Outputs:
@@ -75,3 +79,65 @@ def with_module(like: ModuleTarget, module: nn.Module) -> ModuleTarget:
         batch_size=like.batch_size,
         access=like.access,
     )
+
+
+class Defended(InFront):
+    """A target whose answers pass through a post-hoc defence before anybody sees them; scores alone, no gradients.
+
+    Args:
+        target: answers with scores.
+        defence: maps their logits to logits; shared, not copied, and moved to the target's device.
+
+    Raises:
+        InputError: the target answers labels alone.
+    """
+
+    def __init__(self, target: Target, defence: PostHoc) -> None:
+        if target.kind is OutputKind.LABELS or target.access < Access.SCORES:
+            raise InputError(
+                f"defences: a model that answers labels alone cannot carry a defence, got {type(defence).__name__} "
+                "(give --defenses none)"
+            )
+        super().__init__(target)
+        self.kind, self.access = OutputKind.LOGITS, Access.SCORES
+        self._defence = defence.to(target.device)
+
+    def query(self, x: Tensor, ids: Tensor) -> Outputs:
+        """Defended logits for points x (m, C, H, W)."""
+        return Outputs(defended_logits(self._defence, self.target.query(x, ids)))
+
+
+@torch.no_grad()
+def defended_logits(defence: PostHoc, answer: Outputs) -> Tensor:
+    """What a defence makes of an answer (m, K): of its logits as they are, or of the logarithms of probabilities."""
+    logits = answer.scores if answer.kind is OutputKind.LOGITS else answer.logits
+    found: Tensor = defence(logits.to(defence.fitted.device))
+    return found
+
+
+def served(target: Target, defence: Defence) -> Target:
+    """The target with a defence behind it, differentiable where the target is a module.
+
+    Raises:
+        InputError: the target answers labels alone.
+    """
+    if isinstance(target, ModuleTarget):
+        return behind(target, defence)
+    if not isinstance(defence, PostHoc):
+        raise InputError(f"defences: {type(defence).__name__} goes around a PyTorch module, got another kind of model")
+    return Defended(target, defence)
+
+
+def saved(file: Path, classes: int) -> PostHoc:
+    """A defence as `poise defend fit` wrote it, for a model of so many classes.
+
+    Raises:
+        InputError: no such file, or fitted for another number of classes, as its buffers or its provenance tell.
+    """
+    defence = defenses.load(file)
+    with torch.no_grad():
+        defence(torch.zeros(1, classes))
+    fitted = defenses.provenance(file).get("num_classes", classes)
+    if fitted != classes:
+        raise InputError(f"defense: '{file}' was fitted for {fitted} classes, the model has {classes}")
+    return defence

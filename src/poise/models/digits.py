@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poise.data.digits import SPLIT_SEED, digits
-from poise.data.uri import brief
-from poise.errors import InputError
+from poise.errors import InputError, brief
 from poise.files import whole
 from poise.models.small import DigitsCNN
 from poise.models.weights import fingerprint, put_state, read_state

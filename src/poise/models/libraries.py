@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from types import ModuleType
@@ -11,24 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from poise.data.uri import Uri, brief
+from poise.data.uri import Uri
 from poise.data.vision import import_torchvision
-from poise.errors import InputError, MissingExtraError
+from poise.errors import InputError, MissingExtraError, brief
+from poise.models.assembly import Made
 
 KEYS = ("weights", "num_classes", "mean", "std", "pretrained")
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-Channels = tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A module of a library, its number of classes and the normalisation that the library states for it."""
-
-    module: nn.Module
-    num_classes: int
-    mean: Channels
-    std: Channels
 
 
 def make_torchvision(uri: Uri, num_classes: int | None, *, pretrained: bool) -> Made:
@@ -62,7 +50,7 @@ def make_timm(uri: Uri, num_classes: int | None, *, pretrained: bool) -> Made:
 
     Args and errors as for `make_torchvision`.
     """
-    timm: Any = _import_timm()
+    timm: Any = import_timm("timm: models")
     known = timm.list_models(pretrained=False)
     if uri.rest.partition(".")[0] not in known:
         raise _unknown("timm", uri.rest, known)
@@ -79,10 +67,15 @@ def make_timm(uri: Uri, num_classes: int | None, *, pretrained: bool) -> Made:
     return Made(module, int(timm_model.num_classes), tuple(stated["mean"]), tuple(stated["std"]))
 
 
-def _import_timm() -> ModuleType:
-    import_torchvision("models", feature="timm: models")  # timm imports torchvision itself
+def import_timm(feature: str) -> ModuleType:
+    """timm, imported behind `import_torchvision`; `feature` says in a message what needs it.
+
+    Raises:
+        MissingExtraError: torchvision or timm is not installed.
+    """
+    import_torchvision("models", feature=feature)  # timm imports torchvision itself
     if find_spec("timm") is None:
-        raise MissingExtraError("timm: models", "vision")
+        raise MissingExtraError(feature, "vision")
     import timm
 
     module: ModuleType = timm

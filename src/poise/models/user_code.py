@@ -13,11 +13,11 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from poise.data.uri import Uri, brief
-from poise.errors import PoiseError, one_of
+from poise.data.uri import Uri
+from poise.errors import PoiseError, brief, one_of
 from poise.targets import Target
 
-KEYS = ("num_classes", "outputs", "mean", "std")
+KEYS = ("weights", "num_classes", "outputs", "mean", "std")
 
 
 def make_user_model(uri: Uri) -> nn.Module | Target:

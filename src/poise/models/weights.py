@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from poise.data.uri import brief
-from poise.errors import InputError
+from poise.errors import InputError, brief
 from poise.targets import ModuleTarget, Normalize
 
 State = dict[str, Tensor]
@@ -167,14 +166,36 @@ def fingerprint(model: ModuleTarget | nn.Module) -> str:
     >>> fingerprint(nn.Flatten())[:14]
     'sha256:e3b0c44'
     """
-    module = getattr(model, "module", None) if not isinstance(model, nn.Module) else model
-    if not isinstance(module, nn.Module):
-        raise InputError(f"fingerprint: must be an nn.Module or a target made of one, got {type(model).__name__}")
-    if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[0], Normalize):
-        module = module[1]
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(_without_normalisation(model, "fingerprint").state_dict().items()):
         if isinstance(value, Tensor):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
+
+
+def bare(model: ModuleTarget | nn.Module) -> nn.Module:
+    """The network without the normalisation that a target puts in front; its state dict is what is saved.
+
+    A file with this state dict is what the target's address takes as `weights=FILE`. Nothing is copied.
+
+    Args:
+        model: a module, or a target made of one.
+
+    Raises:
+        InputError: the target has no module.
+
+    >>> network = nn.Flatten()
+    >>> bare(ModuleTarget(network, num_classes=2, mean=[0.5], std=[0.5])) is network
+    True
+    """
+    return _without_normalisation(model, "bare")
+
+
+def _without_normalisation(model: ModuleTarget | nn.Module, what: str) -> nn.Module:
+    module = getattr(model, "module", None) if not isinstance(model, nn.Module) else model
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{what}: must be an nn.Module or a target made of one, got {type(model).__name__}")
+    if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[0], Normalize):
+        return module[1]
+    return module

@@ -86,9 +86,7 @@ def confidence_over_queries(costs: Mapping[str, Cost], *, budget: int) -> go.Fig
     else:
         title = f"No recipe moves the mean confidence within {count(budget, 'query', 'queries')}"
     values = {key: entry.confidence for key, entry in costs.items()}
-    told = "; ".join(f"{key} {percent(entry[0])} → {percent(entry[-1])}" for key, entry in values.items())
-    alt = f"Mean confidence over queries: {told}."
-    return _over_queries(costs, values, title=title, alt=alt, y="mean confidence", budget=budget)
+    return _share_over_queries(costs, values, title=title, what="mean confidence", y="mean confidence", budget=budget)
 
 
 def accuracy_over_queries(costs: Mapping[str, Cost], *, budget: int) -> go.Figure:
@@ -101,9 +99,16 @@ def accuracy_over_queries(costs: Mapping[str, Cost], *, budget: int) -> go.Figur
     else:
         title = f"No recipe lowers the accuracy within {count(budget, 'query', 'queries')}"
     values = {key: entry.accuracy for key, entry in costs.items()}
+    return _share_over_queries(costs, values, title=title, what="accuracy", y="accuracy left", budget=budget)
+
+
+def _share_over_queries(
+    costs: Mapping[str, Cost], values: Mapping[str, Floats], *, title: str, what: str, y: str, budget: int
+) -> go.Figure:
     told = "; ".join(f"{key} {percent(entry[0])} → {percent(entry[-1])}" for key, entry in values.items())
-    alt = f"Accuracy over queries: {told}."
-    return _over_queries(costs, values, title=title, alt=alt, y="accuracy left", budget=budget)
+    return _over_queries(
+        costs, values, title=title, alt=f"{what.capitalize()} over queries: {told}.", y=y, budget=budget
+    )
 
 
 def _over_queries(

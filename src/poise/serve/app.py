@@ -17,8 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
-from poise.data.uri import brief
-from poise.errors import InputError
+from poise.errors import InputError, brief
 from poise.serve.batching import Batcher
 from poise.serve.bodies import DECODERS, NPY, PNG, Frame, decode, encode
 from poise.serve.limits import Limits, Refusal, Room

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
-from poise.data.uri import brief
+from poise.errors import brief
 from poise.serve.limits import Refusal
 from poise.serve.model import Array
 

@@ -8,13 +8,11 @@ from urllib.parse import urlsplit
 
 import torch
 
-from poise import data, defenses, models
+from poise import data, models
 from poise.data import Dataset
-from poise.data.uri import brief
-from poise.errors import InputError, PoiseError
-from poise.experiments.defended import served as behind
+from poise.errors import InputError, PoiseError, brief
+from poise.experiments.served import saved, served
 from poise.serve.model import ServedModel
-from poise.targets import Target
 from poise.types import OutputKind
 
 Note = Callable[[str], None]
@@ -49,7 +47,7 @@ def load_served(
     """
     target = models.load(address, device=device, batch_size=batch_size, on_note=on_note)
     if defense is not None:
-        target = _defended(target, defense)
+        target = served(target, saved(defense, target.num_classes))
     dataset = None if images is None else data.load(images)
     if dataset is not None:
         data.check_matches(dataset, target.num_classes)
@@ -57,10 +55,10 @@ def load_served(
         outputs = target.kind
     shape = _shape(address, dataset)
     names = dataset.class_names if dataset is not None and dataset.names_given else None
-    served = ServedModel(target, display_name(address), outputs, shape, names)
+    model = ServedModel(target, display_name(address), outputs, shape, names)
     if shape is not None:
-        _probe(served, shape)
-    return served
+        _probe(model, shape)
+    return model
 
 
 def display_name(address: str) -> str:
@@ -77,16 +75,6 @@ def display_name(address: str) -> str:
     return f"{scheme}:{PurePath(rest.rpartition(':')[2] or rest).name}"
 
 
-def _defended(target: Target, file: Path) -> Target:
-    fitted = defenses.provenance(file).get("num_classes", target.num_classes)
-    if fitted != target.num_classes:
-        raise InputError(f"defense: '{file}' was fitted for {fitted} classes, the model has {target.num_classes}")
-    defence = defenses.load(file)
-    with torch.no_grad():
-        defence(torch.zeros(1, target.num_classes))  # raises where its buffers are for another number of classes
-    return behind(target, defence)
-
-
 def _shape(address: str, dataset: Dataset | None) -> tuple[int, int, int] | None:
     """(C, H, W) as the data or the table of built-in models say."""
     if dataset is not None:
@@ -95,9 +83,9 @@ def _shape(address: str, dataset: Dataset | None) -> tuple[int, int, int] | None
     return models.BUILTIN[name].shape if scheme == "builtin" and name in models.BUILTIN else None
 
 
-def _probe(served: ServedModel, shape: tuple[int, int, int]) -> None:
+def _probe(model: ServedModel, shape: tuple[int, int, int]) -> None:
     try:
-        served.answer(torch.full((1, *shape), sum(served.target.bounds) / 2))
+        model.answer(torch.full((1, *shape), sum(model.target.bounds) / 2))
     except PoiseError:
         raise
     except Exception as error:  # the model's code may raise anything

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from poise.errors import InputError, TargetError
+from poise.errors import InputError, TargetError, brief
 from poise.types import Access, OutputKind, Outputs
 
 _SUM_SLACK = 1e-3  # by how much a row of probabilities may miss the sum 1: a model may answer a few digits only,
@@ -107,8 +107,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     >>> one_line(ValueError("first\\nsecond")), one_line(KeyError())
     ('ValueError: first second', 'KeyError')
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return brief(f"{type(error).__name__}: {error}", limit).removesuffix(":")
 
 
 def check_sizes(owner: str, bounds: tuple[float, float], batch_size: int) -> None:

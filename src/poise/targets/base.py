@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -51,3 +51,15 @@ class DifferentiableTarget(Target, Protocol):
     def gradient(self, x: Tensor, ids: Tensor, loss: Loss) -> tuple[Outputs, Tensor]:
         """Answers at x and d loss_i / d x_i (m, C, H, W), from one forward and one backward pass."""
         ...
+
+
+@contextmanager
+def private_random(device: torch.device, seed: int | None) -> Iterator[None]:
+    """A copy of torch's random state for what a target draws, from `seed` where one is given; restored at the end."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+        yield

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poise.errors import InputError, PoiseError, TargetError
 from poise.targets.answers import Answers, check_sizes, one_line
+from poise.targets.base import private_random
 from poise.types import Access, Outputs
 
 
@@ -89,24 +90,17 @@ class FunctionTarget:
             yield
             return
         python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with private_random(self.device, seed):
             self._open = True
             try:
                 if seed is not None:
-                    self._seed(seed)
+                    random.seed(seed)
+                    np.random.seed(seed % 2**32)  # noqa: NPY002
                 yield
             finally:
                 self._open = False
                 random.setstate(python)
                 np.random.set_state(legacy)  # noqa: NPY002
-
-    def _seed(self, seed: int) -> None:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(seed)
 
     def _call(self, part: Tensor) -> Tensor:
         points = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager
 from functools import reduce
 from hashlib import blake2b
 from pathlib import Path
@@ -14,12 +13,13 @@ from torch import Tensor
 
 from poise.errors import TargetError
 from poise.targets.base import Target
+from poise.targets.in_front import InFront
 from poise.targets.journal_file import JournalFile, key
 from poise.targets.stream import arriving
-from poise.types import Access, Outputs
+from poise.types import Outputs
 
 
-class Journal:
+class Journal(InFront):
     """A target whose answers are appended to a file before they are used, and replayed from it.
 
     An answer is found by the sample's id, the point (bytes, shape, type), and how many times this point was asked of
@@ -52,10 +52,7 @@ class Journal:
     """
 
     def __init__(self, target: Target, file: Path) -> None:
-        self._target = target
-        self.kind, self.bounds, self.num_classes = target.kind, target.bounds, target.num_classes
-        self.access = min(target.access, Access.SCORES)
-        self.batch_size, self.device = target.batch_size, target.device
+        super().__init__(target)
         self._asked: Counter[bytes] = Counter()
         self._file = JournalFile(Path(file), self.num_classes, self.kind)
 
@@ -69,10 +66,6 @@ class Journal:
         """Lets go of the file."""
         self._file.close()
 
-    def session(self, seed: int | None = None) -> AbstractContextManager[None]:
-        """The target's own."""
-        return self._target.session(seed)
-
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for points x (m, C, H, W): recorded ones from the file, the others from the target, then recorded.
 
@@ -84,7 +77,7 @@ class Journal:
         )
         if len(missing) < len(keys):
             x, ids = x[missing.to(x.device)], ids[missing.to(ids.device)]
-        for rows, answer in arriving(self._target, x, ids):
+        for rows, answer in arriving(self.target, x, ids):
             self._check_shape(answer, len(rows))
             names = [keys[at] for at in missing[rows.cpu()].tolist()]
             self._file.append(list(zip(names, answer.scores.detach().cpu(), strict=True)))

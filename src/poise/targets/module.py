@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from poise.errors import InputError, TargetError
-from poise.targets.base import Loss
+from poise.targets.answers import check_sizes
+from poise.targets.base import Loss, private_random
 from poise.types import Access, OutputKind, Outputs
 
 
@@ -82,10 +83,7 @@ class ModuleTarget:
             raise InputError(f"ModuleTarget: outputs must be 'logits' or 'probabilities', got '{outputs}'")
         if num_classes < 2:
             raise InputError(f"ModuleTarget: num_classes must be at least 2, got {num_classes}")
-        if batch_size < 1:
-            raise InputError(f"ModuleTarget: batch_size must be at least 1, got {batch_size}")
-        if not bounds[0] < bounds[1]:
-            raise InputError(f"ModuleTarget: bounds must be (low, high) with low < high, got {bounds}")
+        check_sizes("ModuleTarget", bounds, batch_size)
         if (mean is None) != (std is None):
             raise InputError(f"ModuleTarget: mean and std must be given together, got mean={mean}, std={std}")
         self.kind = kinds[outputs]
@@ -146,9 +144,7 @@ class ModuleTarget:
             yield
             return
         training = [part for part in self.module.modules() if part.training]
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            if seed is not None:
-                self._seed(seed)
+        with private_random(self.device, seed):
             self._open = True
             try:
                 for part in training:
@@ -158,12 +154,6 @@ class ModuleTarget:
                 self._open = False
                 for part in training:
                     part.training = True
-
-    def _seed(self, seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(seed)
 
     def _outputs(self, parts: list[Tensor], rows: int) -> Outputs:
         scores = parts[0] if len(parts) == 1 else torch.cat(parts)

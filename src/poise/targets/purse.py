@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from fractions import Fraction
 
 from torch import Tensor
 
 from poise.errors import BudgetError, InputError
 from poise.targets.base import Target
+from poise.targets.in_front import InFront
 from poise.targets.stream import Part, StreamingTarget, calls
-from poise.types import Access, Outputs
+from poise.types import Outputs
 
 
-class Purse:
+class Purse(InFront):
     """A target that is asked no more than a run may spend; every point is counted before it is asked.
 
     Answers alone are served: gradients are hidden. The limits hold for all samples together; the budget of a single
@@ -61,13 +61,10 @@ class Purse:
         check_limits(max_queries, cost_per_query, max_cost)
         if spent < 0:
             raise InputError(f"Purse: spent must be a number of queries, at least 0, got {spent}")
-        self._target = target
+        super().__init__(target)
         self._price = None if cost_per_query is None else _exact(cost_per_query)
         self._max_queries, self._max_cost = max_queries, max_cost
         self.spent = spent
-        self.kind, self.bounds, self.num_classes = target.kind, target.bounds, target.num_classes
-        self.access = min(target.access, Access.SCORES)
-        self.batch_size, self.device = target.batch_size, target.device
 
     @property
     def cost(self) -> float | None:
@@ -77,20 +74,16 @@ class Purse:
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for points x (m, C, H, W) in one call, counted before it."""
         self._charge(len(x))
-        return self._target.query(x, ids)
+        return self.target.query(x, ids)
 
     def stream(self, x: Tensor, ids: Tensor) -> Iterator[Part]:
         """Answers as they arrive; counted in one where the target streams, else call by call."""
-        if isinstance(self._target, StreamingTarget):
+        if isinstance(self.target, StreamingTarget):
             self._charge(len(x))
-            yield from self._target.stream(x, ids)
+            yield from self.target.stream(x, ids)
             return
         for rows, points, names in calls(x, ids, self.batch_size):
             yield rows, self.query(points, names)
-
-    def session(self, seed: int | None = None) -> AbstractContextManager[None]:
-        """The target's own."""
-        return self._target.session(seed)
 
     def _charge(self, points: int) -> None:
         after = self.spent + points

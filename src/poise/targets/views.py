@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
 from poise.errors import AccessError, InputError
 from poise.targets.base import Target
+from poise.targets.in_front import InFront
 from poise.types import Access, OutputKind, Outputs
 
 _MOST_DIGITS = 15
 
 
-class _View:
+class _View(InFront):
     """A target that shows less of another: no gradients, and what `_shown` leaves of the answers."""
 
-    kind = OutputKind.PROBABILITIES
+    _shows = OutputKind.PROBABILITIES
     _most = Access.SCORES
 
     def __init__(self, target: Target) -> None:
         if self._most >= Access.SCORES and (target.kind is OutputKind.LABELS or target.access < Access.SCORES):
             raise AccessError(f"{type(self).__name__}: needs a target that gives scores, this one gives labels")
-        self.target = target
-        self.access = self._most
-        self.bounds = target.bounds
-        self.num_classes = target.num_classes
-        self.batch_size = target.batch_size
-        self.device = target.device
+        super().__init__(target)
+        self.kind, self.access = self._shows, self._most
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """What this view shows of the target's answers for x (m, C, H, W)."""
         return Outputs(self._shown(self.target.query(x, ids)), self.kind)
 
-    def session(self, seed: int | None = None) -> AbstractContextManager[None]:
-        """The target's own session."""
-        return self.target.session(seed)
-
     def _shown(self, answer: Outputs) -> Tensor:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _shown(answer)")
 
 
 class Probabilities(_View):
@@ -139,7 +130,7 @@ class LabelsOnly(_View):
     [[1.0, 0.0, 0.0]]
     """
 
-    kind = OutputKind.LABELS
+    _shows = OutputKind.LABELS
     _most = Access.LABELS
 
     def _shown(self, answer: Outputs) -> Tensor:

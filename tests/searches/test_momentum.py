@@ -15,7 +15,7 @@ import poise
 from poise.checks.searches import check_search
 from poise.constraints import L2, Box, Constraint, Linf
 from poise.errors import InputError
-from poise.objectives import UCA, CrossEntropy, KeepLabel
+from poise.objectives import UCA, ConfSmooth, CrossEntropy, KeepLabel
 from poise.rng import Rng
 from poise.searches import PGD, Ask, Reply
 from poise.searches.momentum import MomentumPGD
@@ -35,8 +35,14 @@ from toys import (
 # --- a loop from the text ---
 
 
-def by_the_text(case: Case, row: int, search: MomentumPGD, constraint: Constraint, *, scaled: bool) -> list[np.ndarray]:
-    """All points of one sample of a linear softmax model under cross-entropy, in numpy; not `scaled`: no l1 norm."""
+def by_the_text(
+    case: Case, row: int, search: MomentumPGD, constraint: Constraint, *, scaled: bool, smooth: bool
+) -> list[np.ndarray]:
+    """All points of one sample of a linear softmax model, in numpy; not `scaled`: no l1 norm.
+
+    Away from the true label by its cross-entropy, or (`smooth`) towards the prediction's label smoothed by .98, whose
+    lowest point lies inside the ball, so that steps overshoot.
+    """
     weight, bias = case.weight.flatten(1).numpy(), case.bias.numpy()
     x0 = case.images[row].flatten().numpy()
     y, points, x, v = int(case.labels[row]), [x0], x0, np.zeros_like(x0)
@@ -57,28 +63,43 @@ def by_the_text(case: Case, row: int, search: MomentumPGD, constraint: Constrain
         points.append(x)
         x = x if not search.undo or predicted(x) == k else x0
     a = constraint.eps / search.steps if search.step is None else search.step
+
+    wanted = np.full(len(bias), 0.98 / len(bias)) if smooth else np.zeros(len(bias))
+    wanted[k if smooth else y] += 0.02 if smooth else 1
+    side = 1 if smooth else -1
+
+    def lost(x: np.ndarray) -> float:
+        z = weight @ x + bias
+        return -side * float(wanted @ (z - z.max() - np.log(np.exp(z - z.max()).sum())))
+
     for _ in range(search.steps):
         z = weight @ x + bias
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-        g = p @ weight - weight[y]  # of the cross-entropy, which rises
+        g = -side * (p - wanted) @ weight  # downhill
         v = search.decay * v + (g / np.abs(g).sum() if scaled else g)
         step = np.sign(v) if isinstance(constraint, Linf) else v / np.sqrt((v**2).sum())
         points.append(clipped(x + a * step))
-        if not search.undo or predicted(points[-1]) == k:
-            x = points[-1]
-        else:
+        fell = lost(points[-1]) < lost(x)
+        if search.backtrack > 1 and not fell:
+            a /= search.backtrack
+        if search.undo and predicted(points[-1]) != k:
             v = np.zeros_like(v)
+        elif search.backtrack == 1 or fell:
+            x = points[-1]
     return points
 
 
-def same_points(search: MomentumPGD, constraint: Constraint, *, scaled: bool = True, used: MomentumPGD) -> None:
+def same_points(
+    search: MomentumPGD, constraint: Constraint, *, scaled: bool = True, smooth: bool = False, used: MomentumPGD
+) -> None:
     case = linear_case(6, shape=(1, 5, 4), classes=4)
-    goal = KeepLabel(CrossEntropy(), 0.0) if search.undo else CrossEntropy()
+    followed = ConfSmooth(tol=0) if smooth else CrossEntropy()
+    goal = KeepLabel(followed, 0.0) if search.undo else followed
     target = case.target()
     drive(case, goal, search, constraint, target=target)
     for row in range(6):
         asked = torch.cat([x[ids == case.ids[row]] for ids, x, _, _ in target.log])
-        expected = torch.from_numpy(np.stack(by_the_text(case, row, used, constraint, scaled=scaled)))
+        expected = torch.from_numpy(np.stack(by_the_text(case, row, used, constraint, scaled=scaled, smooth=smooth)))
         torch.testing.assert_close(asked.flatten(1), expected, rtol=0, atol=1e-9)
 
 
@@ -90,11 +111,17 @@ def same_points(search: MomentumPGD, constraint: Constraint, *, scaled: bool = T
         MomentumPGD(steps=8, step=0.05, decay=0.5),
         MomentumPGD(steps=8, step=0.05, random_start=True),
         MomentumPGD(steps=8, step=0.08, undo=True),
+        MomentumPGD(steps=10, step=0.05, decay=0.9, random_start=True, backtrack=1.5),
+        MomentumPGD(steps=10, step=0.05, backtrack=2.0),
+        MomentumPGD(steps=10, step=0.05, undo=True, backtrack=1.5),
     ],
     ids=repr,
 )
-def test_points_are_those_of_a_loop_written_from_the_text(search: MomentumPGD, constraint: Constraint) -> None:
-    same_points(search, constraint, used=search)
+@pytest.mark.parametrize("smooth", [False, True], ids=["away", "smooth"])
+def test_points_are_those_of_a_loop_written_from_the_text(
+    search: MomentumPGD, constraint: Constraint, smooth: bool
+) -> None:
+    same_points(search, constraint, smooth=smooth, used=search)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +132,18 @@ def test_points_are_those_of_a_loop_written_from_the_text(search: MomentumPGD, c
 def test_another_velocity_is_noticed(used: MomentumPGD, scaled: bool) -> None:
     with pytest.raises(AssertionError):
         same_points(MomentumPGD(steps=8, step=0.05), L2(0.4), used=used, scaled=scaled)
+
+
+@pytest.mark.parametrize("constraint", [Linf(0.1), L2(0.4)], ids=repr)
+@pytest.mark.parametrize("other", [1.0, 1.5])
+def test_another_backtrack_is_noticed(constraint: Constraint, other: float) -> None:
+    with pytest.raises(AssertionError):
+        same_points(
+            MomentumPGD(steps=10, step=0.05, backtrack=2.0),
+            constraint,
+            smooth=True,
+            used=MomentumPGD(steps=10, step=0.05, backtrack=other),
+        )
 
 
 def test_without_decay_it_is_pgd() -> None:
@@ -151,6 +190,30 @@ def test_undoing_forgets_the_velocity() -> None:
         assert points[3] == pytest.approx(third)
 
 
+# --- backtrack ---
+
+
+def test_a_step_that_does_not_gain_is_taken_back_and_shortened() -> None:
+    """One pixel, two samples: the first gains always, the second not in the second step; the velocity stays."""
+    clean = torch.full((2, 1, 1, 1), 0.5, dtype=torch.float64)
+    losses = {0: [0.0, -1.0, -2.0, -3.0], 1: [0.0, -1.0, -1.0, -3.0]}
+
+    def answer(ask: Ask, number: int) -> Reply:
+        yes = torch.ones(2, dtype=torch.bool)
+        loss = torch.tensor([losses[int(row)][min(number, 3)] for row in ask.ids]).double()
+        slope = torch.tensor([1.0, -1.0 if number == 2 else 1.0]).double()
+        return Reply(loss, yes, yes, slope.view(2, 1, 1, 1).expand_as(ask.x))
+
+    # v = 1, 1.5, and then 1.75 (the gradient of the point gone back to is still 1) or .75 - 1 = -.25
+    for backtrack, second in ((2.0, [0.4, 0.3, 0.35, 0.3]), (1.0, [0.4, 0.3, 0.4, 0.3])):
+        search = MomentumPGD(steps=4, step=0.1, decay=0.5, backtrack=backtrack)
+        told = by_hand(search.run(problem(clean, Linf(0.5), box=Box(-9, 9))), answer)
+        points = torch.stack([ask.x.flatten() for ask in told.asks[1:]])
+        assert points[:, 0].tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
+        assert points[:, 1].tolist() == pytest.approx(second)
+        assert told.asks[3].step.tolist() == pytest.approx([0.1, 0.1 / backtrack])
+
+
 # --- ART ---
 
 
@@ -189,7 +252,15 @@ def test_iterates_equal_arts(norm: float, constraint: Constraint) -> None:
 
 
 @pytest.mark.parametrize("constraint", [Linf(0.1), L2(0.4)], ids=repr)
-@pytest.mark.parametrize("search", [MomentumPGD(), MomentumPGD(step=0.05, random_start=True, undo=True)], ids=repr)
+@pytest.mark.parametrize(
+    "search",
+    [
+        MomentumPGD(),
+        MomentumPGD(step=0.05, random_start=True, undo=True),
+        MomentumPGD(step=0.05, random_start=True, backtrack=1.5),
+    ],
+    ids=repr,
+)
 def test_contract(search: MomentumPGD, constraint: Constraint) -> None:
     check_search(search, constraint=constraint)
 
@@ -225,6 +296,8 @@ def test_the_smallest_gradients_still_move() -> None:
         (lambda: MomentumPGD(step=-1.0), "MomentumPGD: step must be a positive number, got -1.0"),
         (lambda: MomentumPGD(decay=-0.5), "MomentumPGD: decay must be a number of at least 0, got -0.5"),
         (lambda: MomentumPGD(decay=float("nan")), "MomentumPGD: decay must be a number of at least 0, got nan"),
+        (lambda: MomentumPGD(backtrack=0.5), "MomentumPGD: backtrack must be a number of at least 1, got 0.5"),
+        (lambda: MomentumPGD(backtrack=float("nan")), "MomentumPGD: backtrack must be a number of at least 1, got nan"),
     ],
 )
 def test_refusals(make: Callable[[], object], message: str) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 import poise
+from poise.checks.searches import check_search
 from poise.constraints import L2, Box, Constraint, Linf
 from poise.errors import InputError
 from poise.objectives import OCA, UCA, ConfSmooth, CrossEntropy, KeepLabel
@@ -117,6 +119,14 @@ def test_many_classes_against_a_solver() -> None:
 # --- a loop from the text ---
 
 
+def pulled(x: Tensor, clean: Tensor, constraint: Constraint) -> Tensor:
+    """Into the ball, then into [0, 1]."""
+    if isinstance(constraint, Linf):
+        return x.clamp(clean - constraint.eps, clean + constraint.eps).clamp(0, 1)
+    change = x - clean
+    return (clean + change * min(1.0, constraint.eps / float(change.norm()))).clamp(0, 1)
+
+
 def by_the_text(
     case: Case, row: int, constraint: Constraint, search: PGD, seed: int, goal: Callable[[Tensor, int], Tensor]
 ) -> list[Tensor]:
@@ -129,18 +139,18 @@ def by_the_text(
         rng = Rng(seed, case.ids)
         x = constraint.sample(clean, BOX, torch.tensor([row]), rng, 0)
         points.append(x)
+    if search.jitter:
+        noise = Rng(seed, case.ids).normal("jitter", 0, torch.tensor([row]), tuple(clean.shape[1:])).double()
+        x = pulled(clean + search.jitter * noise, clean, constraint)
+        points.append(x)
+        if search.undo and int(module(x).argmax()) != k:
+            x = clean
     a = constraint.eps if search.step is None else search.step
     for _ in range(search.steps):
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(goal(module(leaf)[0], target), leaf)
-        if isinstance(constraint, Linf):
-            stepped = x - a * gradient.sign()
-            stepped = stepped.clamp(clean - constraint.eps, clean + constraint.eps)
-        else:
-            stepped = x - a * gradient / gradient.norm()
-            change = stepped - clean
-            stepped = clean + change * min(1.0, constraint.eps / float(change.norm()))
-        stepped = stepped.clamp(0, 1)
+        direction = gradient.sign() if isinstance(constraint, Linf) else gradient / gradient.norm()
+        stepped = pulled(x - a * direction, clean, constraint)
         points.append(stepped)
         if not search.undo or int(module(stepped).argmax()) == k:
             x = stepped
@@ -164,6 +174,9 @@ def _uncertain(z: Tensor, k: int) -> Tensor:
         (PGD(steps=6, step=0.03, undo=False, random_start=True), CrossEntropy(), _log_true),
         (PGD(steps=1, step=None, undo=False), CrossEntropy(), _log_true),
         (PGD(steps=6, step=0.05), KeepLabel(UCA(tol=0), 0.0), _uncertain),
+        (PGD(steps=6, step=0.03, undo=False, jitter=0.001), CrossEntropy(), _log_true),
+        (PGD(steps=3, step=0.03, undo=False, jitter=0.3), CrossEntropy(), _log_true),  # mostly beyond the ball
+        (PGD(steps=6, step=0.05, jitter=0.05), KeepLabel(UCA(tol=0), 0.0), _uncertain),
     ],
 )
 def test_points_are_those_of_a_loop_written_from_the_text(
@@ -216,13 +229,49 @@ def test_random_start_falls_back_where_it_is_not_accepted() -> None:
         assert torch.equal(after[1], clean[1] if undo else start[1])
 
 
+def test_jitter_is_small_gaussian_noise() -> None:
+    """Standard deviation as given, in pixels; another for every seed; what follows is plain PGD."""
+    clean = torch.full((40, 1, 10, 10), 0.5, dtype=torch.float64)
+
+    def answer(ask: Ask, number: int) -> Reply:
+        n = len(ask.ids)
+        yes = torch.ones(n, dtype=torch.bool)
+        return Reply(torch.zeros(n).double(), yes, yes, torch.ones_like(ask.x))
+
+    starts = []
+    for seed in (0, 1):
+        steps = PGD(steps=2, step=0.01, jitter=1e-3, undo=False).run(problem(clean, Linf(0.1), seed=seed))
+        asks = by_hand(steps, answer).asks
+        assert torch.equal(asks[0].x, clean)
+        assert not asks[0].grad  # the slope at the clean image is not used
+        starts.append(asks[1].x - clean)
+        torch.testing.assert_close(asks[2].x, asks[1].x - 0.01, rtol=0, atol=1e-12)
+    for noise in starts:
+        assert stats.kstest(noise.flatten().numpy() / 1e-3, "norm").pvalue > 1e-3
+        assert stats.kstest(noise.flatten().numpy() / 1.3e-3, "norm").pvalue < 1e-6
+    assert not torch.equal(*starts)
+
+
+def test_jitter_leaves_a_place_without_a_slope() -> None:
+    """At the clean image TRADES' goal is flat but for rounding: from beside it the search gets somewhere."""
+    case = linear_case(8)
+    still, moved = (
+        drive(case, poise.objectives.KLDivergence(), PGD(steps=5, step=0.03, undo=False, jitter=jitter), Linf(0.1))
+        for jitter in (0.0, 1e-3)
+    )
+    assert int((still.best.merit == 0).sum()) > 4
+    assert bool((moved.best.merit < -1e-2).all())
+
+
 def test_passes_are_paid_once() -> None:
-    """T forward+backward and one last forward; a random start costs one pass more (spec 4)."""
+    """T forward+backward and one last forward; a random start or jitter costs one pass more (spec 4)."""
     case = linear_case(3)
     for search, queries, gradients in (
         (PGD(steps=5, step=0.01), 6, 5),
         (PGD(steps=5, step=0.01, random_start=True), 7, 6),
         (PGD(steps=5, step=0.01, random_start=True, undo=False), 7, 5),
+        (PGD(steps=5, step=0.01, jitter=1e-3, undo=False), 7, 5),
+        (PGD(steps=5, step=0.01, jitter=1e-3), 7, 6),
         (FGSM, 2, 1),
     ):
         run = drive(case, KeepLabel(OCA(tol=0)), search, Linf(0.1))
@@ -253,6 +302,12 @@ def test_a_zero_gradient_moves_nothing() -> None:
         assert all(torch.equal(ask.x, clean) for ask in told.asks)
 
 
+@pytest.mark.parametrize("constraint", [Linf(0.1), L2(0.4)], ids=repr)
+@pytest.mark.parametrize("undo", [True, False])
+def test_contract_with_jitter(undo: bool, constraint: Constraint) -> None:
+    check_search(PGD(steps=4, step=0.03, jitter=0.01, undo=undo), constraint=constraint)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -260,6 +315,12 @@ def test_a_zero_gradient_moves_nothing() -> None:
         (lambda: PGD(step=0.0), "PGD: step must be a positive number, got 0.0"),
         (lambda: PGD(step=-0.1), "PGD: step must be a positive number, got -0.1"),
         (lambda: PGD(step=float("nan")), "PGD: step must be a positive number, got nan"),
+        (
+            lambda: PGD(jitter=-1e-3),
+            "PGD: jitter must be a number of at least 0, .* got -0.001 with random_start=False",
+        ),
+        (lambda: PGD(jitter=float("inf")), "PGD: jitter must be a number of at least 0, .* got inf"),
+        (lambda: PGD(jitter=0.1, random_start=True), "0 with random_start, got 0.1 with random_start=True"),
     ],
 )
 def test_refusals(make: Callable[[], object], message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import typer
 
-from poise.cli import attack, audit, defend, listing, serve
+from poise.cli import attack, audit, defend, listing, serve, train
 from poise.errors import PoiseError
 
 UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("audit", help=audit.HELP)(audit.audit)
 app.command("attack", help=attack.HELP)(attack.attack)
 app.add_typer(defend.app, name="defend", help=defend.HELP)
+app.command("train", help=train.HELP)(train.train)
 app.command("serve", help=serve.HELP)(serve.serve)
 app.command("list", help=listing.HELP)(listing.listing)
 

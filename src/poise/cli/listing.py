@@ -14,8 +14,9 @@ from poise.recipebook import PEERS, recipes
 from poise.recipebook.calibration import GOALS
 from poise.recipebook.queries import SCORES
 from poise.searches import SEARCHES
+from poise.training import training_recipes
 
-HELP = """Name what there is: recipes, objectives, searches, defenses, models or data.
+HELP = """Name what there is: recipes, objectives, searches, defenses, training, models or data.
 
 \b
 Example:
@@ -39,6 +40,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "objectives": lambda: {name: _first_line(kind) for name, kind in OBJECTIVES.items()},
     "searches": lambda: {name: _first_line(kind) for name, kind in SEARCHES.items()},
     "defenses": defenses.summaries,
+    "training": lambda: {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in training_recipes().items()},
     "models": models.names,
     "data": data.names,
 }

@@ -3,6 +3,7 @@
 from poise.objectives.base import Bound, Objective
 from poise.objectives.confidence import MMA, OCA, RCA, UCA, ConfSmooth
 from poise.objectives.keep_label import KeepLabel
+from poise.objectives.kl_divergence import KLDivergence
 from poise.objectives.lowest import MinConfidence, RandomConfidence
 from poise.objectives.max_confidence import MaxConfidence
 from poise.objectives.misclassification import (
@@ -21,7 +22,7 @@ OBJECTIVES = {
     for kind in (
         UCA, OCA, MMA, RCA, ConfSmooth, MinConfidence, RandomConfidence, KeepLabel, ThroughTemperature,
         Margin, ProbabilityMargin, CrossEntropy, Misclassify, Targeted, TowardsClass, MaxConfidence,
-        Unconditional,
+        KLDivergence, Unconditional,
     )
 }  # fmt: skip
 """Every objective by its public name."""
@@ -35,6 +36,7 @@ __all__ = [
     "Bound",
     "ConfSmooth",
     "CrossEntropy",
+    "KLDivergence",
     "KeepLabel",
     "Margin",
     "MaxConfidence",

@@ -38,15 +38,25 @@ class Iterate:
         return Iterate(self.ids[keep], self.x[keep], self.loss[keep], self.gradient[keep])
 
 
-def begin(problem: Problem, *, random_start: bool, fall_back: bool) -> Generator[Ask, Reply, Iterate]:
-    """Clean points first, then, if asked for, a random point of the ball (`fall_back`: only where accepted)."""
-    reply = yield Ask(problem.clean, problem.everyone, grad=fall_back or not random_start)
+def begin(
+    problem: Problem, *, random_start: bool, fall_back: bool, jitter: float = 0.0
+) -> Generator[Ask, Reply, Iterate]:
+    """Clean points first, then, if asked for, a random point of the ball (`fall_back`: only where accepted).
+
+    With `jitter` that point is the clean one plus Gaussian noise of this standard deviation, projected.
+    """
+    elsewhere = random_start or jitter > 0
+    reply = yield Ask(problem.clean, problem.everyone, grad=fall_back or not elsewhere)
     gradient = torch.zeros_like(problem.clean) if reply.grad is None else reply.grad
     state = Iterate(problem.everyone, problem.clean, reply.loss, gradient)
     state = drop_finished(state, reply)
-    if not random_start or not len(state.ids):
+    if not elsewhere or not len(state.ids):
         return state
-    start = problem.constraint.sample(state.x, problem.box, state.ids, problem.rng, 0)
+    if jitter > 0:
+        noise = problem.rng.normal("jitter", 0, state.ids, tuple(state.x.shape[1:])).to(state.x.dtype)
+        start = problem.constraint.project(state.x + jitter * noise, state.x, problem.box)
+    else:
+        start = problem.constraint.sample(state.x, problem.box, state.ids, problem.rng, 0)
     reply = yield Ask(start, state.ids, grad=True)
     moved = reply.accept if fall_back else torch.ones_like(reply.accept)
     return drop_finished(state.where(moved, start, reply), reply)

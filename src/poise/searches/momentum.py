@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from poise.constraints.l2 import per_row
 from poise.errors import InputError
 from poise.searches.base import Ask, Problem, Steps
 from poise.searches.gradient import begin, check_steps, drop_finished, unit_sum
@@ -26,6 +27,8 @@ class MomentumPGD:
         random_start: begin at a random point of the ball; not in the paper.
         undo: go back where a step's result is not accepted. The velocity is then forgotten, so the next step follows
             the gradient alone and may go elsewhere; where that too is refused the sample stands still.
+        backtrack: at least 1. Above 1, a step after which the loss has not fallen is taken back too, and the sample's
+            own step is divided by this (Stutz et al., ICML 2020, where the velocity stays).
 
     ||g||_1 is taken per sample. Deviation: released codes divide by the mean instead of the sum, which changes v by one
     constant factor and no direction. The paper keeps the linf bound by a = eps / T alone; here Pi does, for any a.
@@ -46,25 +49,34 @@ class MomentumPGD:
     decay: float = 1.0
     random_start: bool = False
     undo: bool = False
+    backtrack: float = 1.0
 
     def __post_init__(self) -> None:
         check_steps("MomentumPGD", self.steps, self.step)
         if not 0 <= self.decay < float("inf"):
             raise InputError(f"MomentumPGD: decay must be a number of at least 0, got {self.decay}")
+        if not 1 <= self.backtrack < float("inf"):
+            raise InputError(f"MomentumPGD: backtrack must be a number of at least 1, got {self.backtrack}")
 
     def run(self, problem: Problem) -> Steps:
         constraint, box, clean = problem.constraint, problem.box, problem.clean
-        a = constraint.eps / self.steps if self.step is None else self.step
+        first = constraint.eps / self.steps if self.step is None else self.step
+        a = clean.new_full((len(clean),), first)
         at = yield from begin(problem, random_start=self.random_start, fall_back=self.undo)
         velocity = torch.zeros_like(clean)
         for t in range(self.steps):
             if not len(at.ids):
                 return
             v = self.decay * velocity[at.ids] + unit_sum(at.gradient)
-            candidate = constraint.project(at.x - a * constraint.steepest(v), clean[at.ids], box)
+            step = per_row(a[at.ids], at.x) * constraint.steepest(v)
+            candidate = constraint.project(at.x - step, clean[at.ids], box)
             more = t + 1 < self.steps
-            reply = yield Ask(candidate, at.ids, grad=more, step=a)
+            reply = yield Ask(candidate, at.ids, grad=more, step=a[at.ids])
             if more:
                 moved = reply.accept if self.undo else torch.ones_like(reply.accept)
                 velocity[at.ids] = v.masked_fill(~moved.view(-1, 1, 1, 1), 0)
+                if self.backtrack > 1:
+                    fell = reply.loss < at.loss
+                    a[at.ids] = torch.where(fell, a[at.ids], a[at.ids] / self.backtrack)
+                    moved = moved & fell
                 at = drop_finished(at.where(moved, candidate, reply), reply)

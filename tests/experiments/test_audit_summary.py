@@ -257,7 +257,7 @@ def test_the_bound_and_its_share(summary: dict[str, Any]) -> None:
 def test_every_key_of_the_contract(summary: dict[str, Any]) -> None:
     assert set(summary) == {
         "poise", "created", "seconds", "command", "target", "data", "spec", "fingerprints", "versions", "threshold",
-        "costs", "bound", "recipes", "rows", "checks", "endpoint",
+        "costs", "bound", "recipes", "rows", "checks", "endpoint", "deferral",
     }  # fmt: skip
     assert set(summary["target"]) == {"model", "description", "num_classes", "access", "parameters"}
     assert summary["target"]["parameters"] == 36 * 4

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import wasserstein_distance
 
 from poise.errors import InputError
-from poise.metrics import delta_w, ssim
+from poise.metrics import delta_w, map_correlation, map_overlap, ssim
 
 
 def pair(shape: tuple[int, ...], seed: int = 0, size: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -114,3 +114,25 @@ def test_refuse_nonsense() -> None:
         ssim(image, image, data_range=0)
     with pytest.raises(InputError, match="adversarial must be finite"):
         delta_w(image, np.full_like(image, np.nan))
+
+
+def test_maps_agree_with_numpy_and_loops() -> None:
+    rng = np.random.default_rng(4)
+    first, second = rng.random((7, 5, 6)), rng.random((7, 5, 6))
+    expected = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(first, second, strict=True)]
+    assert map_correlation(first, second) == pytest.approx(expected, abs=1e-12)
+    for a, b, found in zip(first, second, map_overlap(first, second), strict=True):
+        inside = [(x >= 0.5, y >= 0.5) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+        assert found == pytest.approx(sum(x and y for x, y in inside) / sum(x or y for x, y in inside))
+
+
+def test_maps_that_are_equal_opposite_or_empty() -> None:
+    ramp, flat, dark = [[0.0, 0.5, 1.0]], [[1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]]
+    assert map_correlation(ramp, ramp).item() == pytest.approx(1) == -map_correlation(ramp, [[1.0, 0.5, 0.0]]).item()
+    assert map_overlap(ramp, ramp).tolist() == [1]
+    assert map_overlap(ramp, flat).tolist() == [pytest.approx(2 / 3)]
+    assert map_overlap(ramp, dark).tolist() == [0]
+    assert np.isnan(map_overlap(dark, dark)).all()
+    assert np.isnan(map_correlation(ramp, flat)).all()
+    with pytest.raises(InputError, match="map_overlap: clean and adversarial must have the same shape"):
+        map_overlap([[1.0]], [[1.0, 2.0]])

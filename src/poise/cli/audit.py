@@ -43,6 +43,7 @@ from poise.cli.progress import Bars
 from poise.errors import InputError, RunError
 from poise.experiments import AuditSpec, Gate, run_audit
 from poise.experiments.audit_spec import make_spec, read_spec
+from poise.experiments.costs import read_costs
 from poise.report import terminal
 
 HELP = """Attack a classifier's confidence and write a report.
@@ -53,6 +54,7 @@ Examples:
   poise audit --model "builtin:resnet20-cifar10?weights=resnet20.safetensors" --data npz:cifar10.npz \\
     --samples 200 --budget 400 --eps 8/255 --recipes sa-mma,confsmooth --defenses none,ts,cs
   poise audit --out runs/mine --resume
+  poise audit --recipes sa-uca,sa-oca,sa-rca,sa-mma --explain --costs costs.toml
   poise audit --model … --data … --gate gate.toml     (exit code 1 when a limit is broken)
   poise audit --model onnx:model.onnx --data folder:test --view top:5 --max-queries 100000
   poise audit --model endpoint:api.toml --data folder:test --cost-per-query 0.0015 --max-cost 50
@@ -88,6 +90,12 @@ def audit(
     cost_deferred: Annotated[
         float | None, typer.Option(help="Cost of a case that a person sees; needs --cost-wrong.")
     ] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="TOML file of what one case costs: wrong_accepted, deferred, by class.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what the attacks do inside the model; implies --trace.")
+    ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Keep every iteration of the first 16 images, for the report.")
     ] = False,
@@ -114,7 +122,8 @@ def audit(
         "model": model, "data": data, "fit_data": fit_data, "recipes": names(recipes), "defences": names(defenses),
         "eps": number("eps", eps), "norm": norm, "budget": budget, "steps": steps, "samples": samples,
         "threshold": threshold, "seed": seed, "device": device, "batch_size": batch_size, "bootstrap": bootstrap,
-        "costs": _costs(cost_wrong, cost_deferred), "trace": trace or None, "view": view,
+        "costs": _costs(cost_wrong, cost_deferred, costs), "trace": trace or None,
+        "explain": explain or None, "view": view,
         "eight_bit": eight_bit or None, "journal": journal or None, "max_queries": max_queries,
         "cost_per_query": cost_per_query, "max_cost": max_cost,
     }  # fmt: skip
@@ -131,6 +140,8 @@ def audit(
         else:
             show(summary)
             typer.echo(report.verdict(summary))
+            for line in terminal.costs(summary):
+                typer.echo(line)
             typer.echo(f"report   {page}")
     failures = [] if limits is None else limits.failures(summary)
     for failure in failures:
@@ -139,7 +150,11 @@ def audit(
         raise typer.Exit(1)
 
 
-def _costs(wrong: float | None, deferred: float | None) -> dict[str, float] | None:
+def _costs(wrong: float | None, deferred: float | None, file: Path | None) -> dict[str, Any] | None:
+    if file is not None and (wrong, deferred) != (None, None):
+        raise InputError("costs: --costs must be given without --cost-wrong and --cost-deferred, got both")
+    if file is not None:
+        return read_costs(file)
     if (wrong is None) != (deferred is None):
         raise InputError("costs: --cost-wrong and --cost-deferred must be given together, got one of them")
     return None if wrong is None or deferred is None else {"wrong_accepted": wrong, "deferred": deferred}

@@ -83,6 +83,8 @@ def repeat_command(spec: AuditSpec) -> str:
             option = {"defences": "defenses"}.get(name, name).replace("_", "-")
             text = ",".join(value) if isinstance(value, tuple) else str(value)
             words += [f"--{option}"] if value is True else [f"--{option}", text]
-    if spec.costs is not None:
+    if spec.costs is not None and (spec.costs.classes or spec.costs.right_accepted):
+        words += ["--costs", "audit.toml"]  # the run folder's own: no option says so much
+    elif spec.costs is not None:
         words += ["--cost-wrong", str(spec.costs.wrong_accepted), "--cost-deferred", str(spec.costs.deferred)]
     return shlex.join(words)

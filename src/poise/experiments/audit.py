@@ -19,6 +19,7 @@ from poise.data import Dataset
 from poise.defenses import PostHoc
 from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec
+from poise.experiments.explain import store_explanations
 from poise.experiments.prepare import Loaded, Prepared, clean_figures, load, prepare
 from poise.experiments.run_folder import TRACED, RunFolder
 from poise.experiments.served import defended_logits
@@ -95,6 +96,7 @@ def audited(
             for defence in spec.defences:
                 _attack(prepared, folder, recipe, defence, listener)
         store_illusion(prepared, folder, listener.note)
+        store_explanations(prepared, folder, listener.note)
         return prepared, summarise(prepared, folder, seconds=time.time() - began, command=command)
 
 
@@ -148,7 +150,8 @@ def _attack(prepared: Prepared, folder: RunFolder, recipe: str, defence: str, li
 
 def _traced(prepared: Prepared, chunk: int) -> bool:
     """The chunk holds some of the first images, and a trace is wanted."""
-    return prepared.spec.trace and chunk * prepared.spec.batch_size < TRACED
+    spec = prepared.spec
+    return (spec.trace or spec.explain) and chunk * prepared.spec.batch_size < TRACED
 
 
 def _others(spec: AuditSpec) -> tuple[str, ...]:

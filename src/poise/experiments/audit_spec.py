@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from poise import defenses
 from poise.errors import InputError, RunError
+from poise.experiments.costs import Costs
 from poise.recipebook import NORMS, RECIPES, ball, check_eight_bit, recipe
+from poise.spec import refusal, to_toml
 from poise.targets.purse import check_limits
 from poise.types import Access
 
@@ -35,16 +36,6 @@ DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5}
 DIGITS_EPS = {"linf": 0.2, "l2": 1.0}
 
 
-class Costs(BaseModel):
-    """What one case costs, in any unit: the cost matrix of the page's threshold section."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    wrong_accepted: float = Field(ge=0, allow_inf_nan=False)
-    deferred: float = Field(ge=0, allow_inf_nan=False)
-    right_accepted: float = Field(default=0.0, allow_inf_nan=False)
-
-
 class AuditSpec(BaseModel):
     """One audit. Two runs of equal specs on equal files give equal tables, whatever interrupted them.
 
@@ -59,6 +50,7 @@ class AuditSpec(BaseModel):
         seed, device, batch_size: of the run. bootstrap: resamples behind the intervals.
         costs: what one case costs, for the report.
         trace: keep margin, confidence and step of every iteration for the first images, for the report.
+        explain: what the attacks do inside the model, for the report; keeps traces too. It changes no other table.
         view: what the attacker sees of the answers, as `poise.targets.views.view` takes it; None for all of it.
         eight_bit: attacked images hold 8-bit values.
         journal: ask a PyTorch module for its answers alone, and journal them like an endpoint's.
@@ -84,6 +76,7 @@ class AuditSpec(BaseModel):
     bootstrap: int = Field(default=1000, ge=1)
     costs: Costs | None = None
     trace: bool = False
+    explain: bool = False
     view: str | None = None
     eight_bit: bool = False
     journal: bool = False
@@ -128,23 +121,12 @@ class AuditSpec(BaseModel):
                 check_eight_bit(name)
 
     def measured(self) -> dict[str, Any]:
-        """All fields that change what is measured: without the limits."""
-        return self.model_dump(exclude=set(LIMITS))
+        """All fields that change what is measured: without the limits, and without what is only shown besides."""
+        return self.model_dump(exclude={*LIMITS, "explain"})
 
     def to_toml(self, recorded: dict[str, str]) -> str:
         """The spec as TOML; `recorded` (fingerprints) goes into a table of its own. None is left out."""
-        given = self.model_dump(exclude_none=True)
-        costs = given.pop("costs", None)
-        lines = [f"{key} = {_toml(value)}" for key, value in given.items()]
-        for name, table in (("costs", costs), ("recorded", recorded)):
-            if table:
-                lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
-        return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """Numbers, texts and lists as JSON writes them, which is TOML but for one character that only TOML escapes."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return to_toml(self.model_dump(exclude_none=True) | {"recorded": recorded})
 
 
 def _distinct(what: str, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -168,7 +150,7 @@ def make_spec(**given: Any) -> AuditSpec:
     try:
         return AuditSpec(**given)
     except ValidationError as error:
-        raise _one_line(error) from None
+        raise refusal(error) from None
 
 
 def _default_recipes(given: dict[str, Any]) -> tuple[str, ...]:
@@ -177,15 +159,6 @@ def _default_recipes(given: dict[str, Any]) -> tuple[str, ...]:
         return tuple(name for name, found in RECIPES.items() if found.access == Access.LABELS)
     black_box = view or given.get("journal") or scheme in WITHOUT_GRADIENTS
     return BLACK_BOX_RECIPES if black_box else DEFAULT_RECIPES
-
-
-def _one_line(error: ValidationError) -> InputError:
-    first = error.errors()[0]
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, InputError):
-        return inner
-    where = ".".join(str(part) for part in first["loc"]) or "spec"
-    return InputError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}")
 
 
 def read_spec(path: Path) -> tuple[AuditSpec, dict[str, str]]:
@@ -199,6 +172,6 @@ def read_spec(path: Path) -> tuple[AuditSpec, dict[str, str]]:
 
 
 def differences(old: AuditSpec, new: AuditSpec) -> list[str]:
-    """The fields in which two runs differ, as `field: old there, new given`; their limits may."""
+    """The fields in which two runs differ, as `field: old there, new given`; limits and explanations may."""
     before, after = old.measured(), new.measured()
     return [f"{key}: {before[key]} there, {after[key]} given" for key in before if before[key] != after[key]]

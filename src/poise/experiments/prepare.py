@@ -15,6 +15,7 @@ from poise.defenses import MultiDomainTemperature, PostHoc
 from poise.errors import AccessError, InputError, MissingExtraError
 from poise.experiments.audit_spec import LIMITS, AuditSpec
 from poise.experiments.domains import by_features
+from poise.experiments.explain_cams import check_installed
 from poise.experiments.served import Defence, ask, inside_model, served
 from poise.experiments.till import PROBED, Till
 from poise.recipebook import PEERS, Recipe
@@ -116,6 +117,8 @@ def load(spec: AuditSpec, note: Callable[[str], None]) -> Loaded:
     if spec.samples is not None and len(whole) < spec.samples:
         raise InputError(f"samples: must be at most the {len(whole)} images of '{spec.data}', got {spec.samples}")
     data.check_matches(attacked, model.num_classes)
+    if spec.costs is not None:
+        spec.costs.check(model.num_classes)
     recorded = {"data": attacked.fingerprint()}
     learned, held_out = {name: defenses.make_any(name) for name in spec.defences}, None
     if any(defence.needs_fit for defence in learned.values()):
@@ -130,6 +133,8 @@ def load(spec: AuditSpec, note: Callable[[str], None]) -> Loaded:
         recorded["code"] = code
     loaded = Loaded(spec, model, learned, attacked, len(whole), held_out, recorded)
     _check_access(loaded, _seen(spec, model, learned)["none"])
+    if spec.explain and isinstance(model, ModuleTarget) and not loaded.paid:
+        check_installed()
     return loaded
 
 

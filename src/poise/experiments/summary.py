@@ -10,6 +10,7 @@ import torch
 
 from poise import __version__, metrics
 from poise.experiments import files
+from poise.experiments.deferral import deferral_section
 from poise.experiments.gallery import write_gallery
 from poise.experiments.measure import measure, query_views
 from poise.experiments.run_folder import RunFolder
@@ -49,16 +50,29 @@ def summarise(prepared: Prepared, folder: RunFolder, *, seconds: float, command:
         "fingerprints": {**prepared.loaded.recorded, "spec": fingerprint(spec.measured())},
         "versions": {"poise": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "threshold": spec.threshold,
-        "costs": None if spec.costs is None else spec.costs.model_dump(),
+        "costs": None if spec.costs is None else spec.costs.plain(),
         "bound": {name: metrics.mma_bound(value, classes) for name, value in accuracy.items()},
         "recipes": {name: _recipe(name) for name in spec.recipes},
         "rows": rows,
     }
+    summary["deferral"] = _deferral(prepared, folder, rows)
     with prepared.part("checks") as part:
         summary["checks"] = trust(part, folder, rows)
     summary["endpoint"] = _endpoint(prepared)
     files.write_json(folder.root / "summary.json", summary)
     return summary
+
+
+def _deferral(prepared: Prepared, folder: RunFolder, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The deferral table of every model, as the scoreboard's columns."""
+    spec = prepared.spec
+    costs = None if spec.costs is None else spec.costs.matrix()
+    found = []
+    for defence, view in dict.fromkeys((row["defence"], row["view"]) for row in rows):
+        tables = {recipe: folder.rows(recipe, defence, view) for recipe in spec.recipes}
+        section = deferral_section(tables, threshold=spec.threshold, costs=costs)
+        found.append({"defence": defence, "view": view, **section})
+    return found
 
 
 def _target(prepared: Prepared) -> dict[str, Any]:

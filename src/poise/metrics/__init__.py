@@ -7,7 +7,15 @@ from poise.metrics._bins import Edges
 from poise.metrics.averages import mean
 from poise.metrics.binned import average_bin_error, classwise_ece, ece, mce
 from poise.metrics.bounds import mma_bound, mma_ks
-from poise.metrics.detection import accuracy_at_threshold, auroc, detection_accuracy
+from poise.metrics.deferral import Deferral, WorstCase, deferral, worst_case_threshold
+from poise.metrics.detection import (
+    SEPARATION,
+    accuracy_at_threshold,
+    auroc,
+    detection_accuracy,
+    false_positive_rate,
+    separation,
+)
 from poise.metrics.equal_mass import adaptive_ece, debiased_ece
 from poise.metrics.ks import ks_error
 from poise.metrics.operating import (
@@ -15,10 +23,11 @@ from poise.metrics.operating import (
     OperatingPoint,
     expected_cost,
     least_cost_threshold,
+    mean_costs,
     operating_point,
     operating_shares,
 )
-from poise.metrics.perturbation import delta_w, ssim
+from poise.metrics.perturbation import delta_w, map_correlation, map_overlap, ssim
 from poise.metrics.proper import brier, brier_rows, nll, nll_rows, top_label_brier
 from poise.metrics.query_counts import (
     QUERY_VIEWS,
@@ -38,8 +47,10 @@ from poise.metrics.success_fail_curve import SuccessFail, success_fail
 
 __all__ = [
     "QUERY_VIEWS",
+    "SEPARATION",
     "Bootstrap",
     "Costs",
+    "Deferral",
     "Edges",
     "Interval",
     "OperatingPoint",
@@ -48,6 +59,7 @@ __all__ = [
     "Reliability",
     "RiskCoverage",
     "SuccessFail",
+    "WorstCase",
     "accuracy_at_threshold",
     "adaptive_ece",
     "aurc",
@@ -58,15 +70,20 @@ __all__ = [
     "brier_rows",
     "classwise_ece",
     "debiased_ece",
+    "deferral",
     "delta_w",
     "detection_accuracy",
     "ece",
     "expected_cost",
+    "false_positive_rate",
     "ks_error",
     "least_cost_threshold",
+    "map_correlation",
+    "map_overlap",
     "mce",
     "mean",
     "mean_all",
+    "mean_costs",
     "mean_success",
     "median_success",
     "mma_bound",
@@ -78,9 +95,11 @@ __all__ = [
     "query_statistics",
     "reliability",
     "risk_coverage",
+    "separation",
     "smooth_ece",
     "ssim",
     "success_fail",
     "success_sum_over_all",
     "top_label_brier",
+    "worst_case_threshold",
 ]

@@ -74,8 +74,59 @@ def accuracy_at_threshold(scores: ArrayLike, positive: ArrayLike, threshold: flo
     >>> accuracy_at_threshold([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0])
     0.5
     """
-    values, kinds = _columns(scores, positive, "accuracy_at_threshold")
-    return float(np.mean((values > threshold) == (kinds == 1)))
+    return whole(accuracy_at_threshold_statistic(scores, positive, threshold), scores)
+
+
+def false_positive_rate(scores: ArrayLike, positive: ArrayLike, recall: float = 0.95) -> float:
+    """Share of negative rows that alarm at the highest threshold which still finds enough of the positive ones.
+
+    Rows of equal score lie on one side of every threshold. As `detection_accuracy` it is optimistic: the threshold is
+    chosen on the rows that it is judged by.
+
+    Args:
+        scores: (n,) any finite numbers, higher for positive rows.
+        positive: (n,) in {0, 1}.
+        recall: least true positive rate, in (0, 1].
+
+    Returns:
+        The rate, in [0, 1]; a score that knows nothing gives about `recall`.
+
+    Raises:
+        InputError: columns empty, not finite or of different lengths; all rows of one kind; another recall.
+
+    >>> false_positive_rate([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0])
+    0.5
+    """
+    _both_kinds(positive, "false_positive_rate")
+    return whole(false_positive_rate_statistic(scores, positive, recall), scores)
+
+
+SEPARATION = ("auroc", "detection_accuracy", "accuracy_at_half", "fpr_at_95_tpr")
+"""What `separation` returns, in its order."""
+
+
+def separation(versions: ArrayLike) -> FloatArray:
+    """How well a score tells attacked images from the versions they were made of: the figures of `SEPARATION` at once.
+
+    In a bootstrap all versions of an image are drawn together: what they have in common makes them no independent rows.
+
+    Args:
+        versions: (n, v) any finite numbers, v at least 2: the scores of an image clean (and, say, noisy), then, in the
+            last column, attacked.
+
+    Returns:
+        (4,) `auroc`, `detection_accuracy`, `accuracy_at_threshold` at 0.5, `false_positive_rate` at recall 0.95, of the
+        last column against all others together.
+
+    Raises:
+        InputError: another shape, no row, or a number that is not finite.
+
+    >>> separation([[0.1, 0.9], [0.8, 0.3]])
+    array([0.75, 0.75, 0.5 , 0.5 ])
+    """
+    statistic = separation_statistic(versions)
+    found: FloatArray = statistic(np.ones((1, len(np.asarray(versions)))))[0]
+    return found
 
 
 def auroc_statistic(scores: ArrayLike, positive: ArrayLike) -> Statistic:
@@ -104,6 +155,54 @@ def detection_accuracy_statistic(scores: ArrayLike, positive: ArrayLike) -> Stat
         downs = np.cumsum(np.add.reduceat(counts[:, order] * (1 - kinds), starts, axis=1), axis=1)
         advantage = ratio(downs, downs[:, -1:]) - ratio(ups, ups[:, -1:])  # threshold just above each block
         return np.asarray(0.5 + 0.5 * np.maximum(advantage.max(axis=1), 0.0))
+
+    return statistic
+
+
+def accuracy_at_threshold_statistic(scores: ArrayLike, positive: ArrayLike, threshold: float = 0.5) -> Statistic:
+    """`accuracy_at_threshold` as a function of counts (b, n)."""
+    values, kinds = _columns(scores, positive, "accuracy_at_threshold")
+    right = ((values > threshold) == (kinds == 1)).astype(np.float64)
+    return lambda counts: ratio(counts @ right, counts.sum(axis=1))
+
+
+def false_positive_rate_statistic(scores: ArrayLike, positive: ArrayLike, recall: float = 0.95) -> Statistic:
+    """`false_positive_rate` as a function of counts (b, n); NaN where a resample has rows of one kind only."""
+    values, kinds = _columns(scores, positive, "false_positive_rate")
+    if not 0 < recall <= 1:
+        raise InputError(f"false_positive_rate: recall must be in (0, 1], got {recall}")
+    order, starts = _blocks(values)
+    order, kinds = order[::-1], kinds[order[::-1]]  # from the highest score
+    starts = np.append(0, len(order) - starts[:0:-1])
+
+    def statistic(counts: FloatArray) -> FloatArray:
+        ups = np.cumsum(np.add.reduceat(counts[:, order] * kinds, starts, axis=1), axis=1)
+        downs = np.cumsum(np.add.reduceat(counts[:, order] * (1 - kinds), starts, axis=1), axis=1)
+        enough = ups >= recall * ups[:, -1:] * (1 - 1e-12)
+        at = enough.argmax(axis=1)[:, None]
+        rate = ratio(np.take_along_axis(downs, at, axis=1)[:, 0], downs[:, -1])
+        return np.where(ups[:, -1] > 0, rate, np.nan)
+
+    return statistic
+
+
+def separation_statistic(versions: ArrayLike) -> Statistic:
+    """`separation` as a function of counts (b, n), each of all versions of an image."""
+    table = np.asarray(versions, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] < 2:
+        raise InputError(f"separation: versions must be (n, 2 or more) scores, the last attacked, got {table.shape}")
+    scores, kinds = table.T.ravel(), np.repeat(np.arange(table.shape[1]) == table.shape[1] - 1, len(table))
+    positive = kinds.astype(np.float64)
+    figures = (
+        auroc_statistic(scores, positive),
+        detection_accuracy_statistic(scores, positive),
+        accuracy_at_threshold_statistic(scores, positive),
+        false_positive_rate_statistic(scores, positive),
+    )
+
+    def statistic(counts: FloatArray) -> FloatArray:
+        every = np.tile(counts, (1, table.shape[1]))
+        return np.stack([figure(every) for figure in figures], axis=1)
 
     return statistic
 

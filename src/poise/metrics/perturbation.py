@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from poise.errors import InputError
-from poise.metrics._columns import FloatArray, numbers
+from poise.metrics._columns import FloatArray, numbers, ratio
 
 _RADIUS = 5
 _SIGMA = 1.5
@@ -78,6 +78,50 @@ def ssim(clean: ArrayLike, adversarial: ArrayLike, *, data_range: float = 1.0) -
         y = after[start : start + chunk].astype(np.float64) / data_range
         parts.append(_similarity(x, y, rows, columns))
     return np.concatenate(parts)
+
+
+def map_correlation(first: ArrayLike, second: ArrayLike) -> FloatArray:
+    """Pearson correlation of each pair of maps, such as Grad-CAM before and after an attack, over their pixels.
+
+    Args:
+        first: (n, ...) maps.
+        second: (n, ...) maps, same shape.
+
+    Returns:
+        (n,) correlation, in [-1, 1]; NaN where one of the two is constant.
+
+    Raises:
+        InputError: shapes differ, no map, or values not finite.
+
+    >>> map_correlation([[0.0, 1.0, 2.0]], [[3.0, 2.0, 1.0]]).tolist()
+    [-1.0]
+    """
+    before, after = (part.reshape(len(part), -1).astype(np.float64) for part in _pair(first, second, "map_correlation"))
+    x, y = (part - part.mean(axis=1, keepdims=True) for part in (before, after))
+    constant = (np.ptp(before, axis=1) == 0) | (np.ptp(after, axis=1) == 0)
+    length = np.where(constant, np.nan, np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1)))
+    return np.asarray(np.clip((x * y).sum(axis=1) / length, -1, 1))
+
+
+def map_overlap(first: ArrayLike, second: ArrayLike, *, level: float = 0.5) -> FloatArray:
+    """Overlap of the bright parts of each pair of maps: intersection over union of the pixels at `level` or above.
+
+    Args:
+        first: (n, ...) maps.
+        second: (n, ...) maps, same shape.
+        level: where a map's bright part begins, in the units of the maps.
+
+    Returns:
+        (n,) overlap, in [0, 1]; NaN where neither map reaches the level.
+
+    Raises:
+        InputError: shapes differ, no map, or values not finite.
+
+    >>> map_overlap([[0.1, 0.5, 0.9]], [[0.6, 0.7, 0.2]]).round(3).tolist()
+    [0.333]
+    """
+    before, after = (part.reshape(len(part), -1) >= level for part in _pair(first, second, "map_overlap"))
+    return ratio((before & after).sum(axis=1).astype(np.float64), (before | after).sum(axis=1).astype(np.float64))
 
 
 def _similarity(x: FloatArray, y: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from poise.report.folder import Summary
 from poise.report.words import (
@@ -145,12 +146,20 @@ def _images(data: dict[str, object]) -> str:
     return told + (f", {fitted:,} others to fit the defences" if fitted else "")
 
 
-def costs_told(costs: dict[str, float]) -> str:
+def costs_told(costs: dict[str, Any], class_names: list[str] | None = None) -> str:
     """The cost matrix in words.
 
-    >>> costs_told({"wrong_accepted": 10.0, "deferred": 1.0})
-    'wrong accepted 10, deferred 1'
+    >>> costs_told({"wrong_accepted": 10.0, "deferred": 1.0, "classes": {"1": {"deferred": 9.5}}}, ["cat", "dog"])
+    'wrong accepted 10, deferred 1; of the true class dog: deferred 9.5'
     """
-    return ", ".join(
-        f"{name.replace('_', ' ')} {json.dumps(float(cost)).removesuffix('.0')}" for name, cost in costs.items()
-    )
+    parts = [
+        f"{name.replace('_', ' ')} {json.dumps(float(cost)).removesuffix('.0')}"
+        for name, cost in costs.items()
+        if name != "classes"
+    ]
+    names = dict(enumerate(class_names or []))
+    told = [
+        f"of the true class {names.get(int(number), number)}: {costs_told(part)}"
+        for number, part in (costs.get("classes") or {}).items()
+    ]
+    return "; ".join([", ".join(parts), *told])

@@ -12,8 +12,11 @@ import polars as pl
 from poise.report.confidence_figures import confidence_histograms, reliability
 from poise.report.cost_figures import accuracy_over_queries, confidence_over_queries, cost, ece_over_queries
 from poise.report.curve_figures import risk_coverage, success_fail
+from poise.report.deferral import matrix
+from poise.report.explain_page import explained_figures
 from poise.report.folder import Block, Run
 from poise.report.tables import Scoreboard
+from poise.report.threshold_figures import cost_over_threshold
 from poise.report.trace_figures import attack_trace
 
 ALIKE = ("reliability", "histogram")
@@ -25,7 +28,8 @@ TITLE = 24
 
 def embedded(run: Run, board: Scoreboard) -> dict[str, dict[str, Any]]:
     """Figures by name: `reliability.R.C`, `histogram.R.C` for recipe R and column C of the scoreboard; `success.C`,
-    `risk.C`; `ece.C`, `confidence.C` where the run has curves; `trace.R.C` where it has traces."""
+    `risk.C`; `threshold.C` where the run has costs; `ece.C`, `confidence.C` where it has curves; `trace.R.C` where it
+    has traces; those of `explained_figures`."""
     return {name: _plain(figure, legend=not name.startswith(ALIKE)) for name, figure in _figures(run, board)}
 
 
@@ -39,8 +43,11 @@ def _figures(run: Run, board: Scoreboard) -> Iterator[tuple[str, go.Figure]]:
                 yield f"reliability.{line}.{place}", reliability(*pair, name=recipe)
                 yield f"histogram.{line}.{place}", confidence_histograms(*pair, name=recipe, threshold=threshold)
         yield from _threshold_curves(run, blocks, place)
+        if run.summary.get("costs"):
+            yield f"threshold.{place}", _threshold_cost(run, blocks)
         yield from _cost_curves(run, (defence, view), list(blocks), place)
         yield from _traces(run, (defence, view), board.recipes, place)
+    yield from explained_figures(run)
 
 
 def _threshold_curves(run: Run, blocks: dict[str, Block], place: int) -> Iterator[tuple[str, go.Figure]]:
@@ -57,6 +64,13 @@ def _threshold_curves(run: Run, blocks: dict[str, Block], place: int) -> Iterato
     classes = int(run.summary["target"]["num_classes"])
     yield f"success.{place}", success_fail(clean, chosen, max_confidence=bounds, classes=classes)
     yield f"risk.{place}", risk_coverage(clean, attacked)
+
+
+def _threshold_cost(run: Run, blocks: dict[str, Block]) -> go.Figure:
+    first = next(iter(blocks.values()))
+    attacked = {recipe: block.attacked for recipe, block in blocks.items()}
+    costs, threshold = matrix(run.summary["costs"]), float(run.summary["threshold"])
+    return cost_over_threshold(first.clean, attacked, costs, labels=first.label, threshold=threshold)
 
 
 def _traces(run: Run, model: tuple[str, str], recipes: list[str], place: int) -> Iterator[tuple[str, go.Figure]]:

@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from poise.errors import RunError
+from poise.report.explain_folder import Explanation, read_explanation
 
 Summary = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -97,6 +98,7 @@ class Run:
         curves: best so far over queries, or None when the run has no curves.
         gallery: the cases that moved most, or None when the run has none.
         traces: every point that was asked for of the first images, or None when the run kept none.
+        explained: what the attacks did inside the model, or None when the run does not say.
     """
 
     path: Path
@@ -106,6 +108,7 @@ class Run:
     curves: pl.DataFrame | None
     gallery: Gallery | None
     traces: pl.DataFrame | None = None
+    explained: Explanation | None = None
 
 
 def read(path: Path) -> Run:
@@ -129,6 +132,7 @@ def read(path: Path) -> Run:
         curves=_table(path, "curves", CURVE_COLUMNS),
         gallery=_gallery(path),
         traces=_traces(path),
+        explained=read_explanation(path),
     )
 
 

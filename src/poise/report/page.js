@@ -101,7 +101,7 @@
       else if (prediction[i] === label[i]) found.right += 1;
       else found.wrong += 1;
     }
-    found.cost = expected(found, code.length);
+    found.cost = expected(found, code.length) + (data.costs ? surcharge(code, prediction, label, at) : 0) / code.length;
     return found;
   }
 
@@ -111,22 +111,41 @@
     return (found.wrong * wrong + found.deferred * deferred + found.right * right) / n;
   }
 
+  // What cases of the classes with costs of their own cost more than others.
+  function extra(what, label) {
+    const own = data.costs.classes && data.costs.classes[label];
+    return own ? own[what] - data.costs[what] : 0;
+  }
+
+  const outcome = (prediction, label) => (prediction === label ? "right_accepted" : "wrong_accepted");
+
+  function surcharge(code, prediction, label, at) {
+    if (!data.costs.classes) return 0;
+    let total = 0;
+    for (let i = 0; i < code.length; i += 1) {
+      total += extra(code[i] <= at ? "deferred" : outcome(prediction[i], label[i]), label[i]);
+    }
+    return total;
+  }
+
   // The cheapest threshold among all confidences, of equally cheap ones the highest; thresholds between two
   // neighbouring confidences cost the same, so the roundest of them is shown.
   function leastBad(attack) {
     const code = numbers(attack.ca), prediction = numbers(attack.pa), label = numbers(attack.label);
     const order = Array.from(code.keys()).sort((a, b) => code[b] - code[a]);
     const found = { right: 0, wrong: 0, deferred: code.length };
-    let best = null;
+    let best = null, more = surcharge(code, prediction, label, data.grid);
     for (let k = 0; k <= order.length; k += 1) {
       const low = k < order.length ? code[order[k]] : Math.round((data.low * data.grid) / 1000);
       const high = k > 0 ? code[order[k - 1]] : data.grid + 1;
       if (low < high) {
-        const cost = expected(found, code.length);
+        const cost = expected(found, code.length) + more / code.length;
         if (best === null || cost < best.cost) best = { low, high, cost };
       }
       if (k < order.length) {
-        found[prediction[order[k]] === label[order[k]] ? "right" : "wrong"] += 1;
+        const i = order[k];
+        found[prediction[i] === label[i] ? "right" : "wrong"] += 1;
+        more += extra(outcome(prediction[i], label[i]), label[i]) - extra("deferred", label[i]);
         found.deferred -= 1;
       }
     }

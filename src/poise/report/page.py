@@ -14,7 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from poise.files import whole
-from poise.report import facts, gallery, tables, words
+from poise.report import deferral, explain_page, facts, gallery, tables, words
 from poise.report.embed import attacks, script_json
 from poise.report.figures import embedded
 from poise.report.folder import Run, read
@@ -29,6 +29,7 @@ SECTIONS = (
     ("cost", "Cost of the attack"),
     ("curves", "Success and risk"),
     ("traces", "How the attacks move"),
+    ("explain", "Inside the model"),
     ("images", "Images"),
     ("checks", "Can you trust this page"),
     ("made", "How it was made"),
@@ -67,13 +68,18 @@ class Page:
         self.checks_told = f"{len(self.checks) - self.warned} passed, {self.warned} warned"
         self.threshold = float(summary["threshold"])
         self.costs = summary.get("costs")
-        self.costs_told = facts.costs_told(self.costs) if self.costs else ""
+        self.costs_told = facts.costs_told(self.costs, summary["data"].get("class_names")) if self.costs else ""
+        self.deferral = deferral.tables(summary)
         self.slider_low = 1000 // int(summary["target"]["num_classes"])
         self.slider_start = round(self.threshold * 1000)
         self.has_curves = run.curves is not None
         self.query_lines = tables.query_lines(summary)
         self.traced = self._traced()
-        self.sections = [entry for entry in SECTIONS if entry[0] != "traces" or self.traced]
+        self.explained = run.explained
+        self.explained_lines = explain_page.lines(run)
+        self.read_at = explain_page.read_at(run.explained) if run.explained else ""
+        absent = {"traces": not self.traced, "explain": run.explained is None}
+        self.sections = [entry for entry in SECTIONS if not absent.get(entry[0], False)]
         self.gallery = gallery.cases(run.gallery, summary["data"].get("class_names") or []) if run.gallery else []
         self.every = gallery.stride(run.gallery) if run.gallery else 1
         self.facts = facts.facts(summary)
@@ -203,6 +209,9 @@ def _cells(cells: dict[str, tables.Cell]) -> dict[str, dict[str, Any]]:
     return {name: {"text": c.text, "interval": c.interval, "shade": c.shade} for name, c in cells.items()}
 
 
-def _costs(costs: dict[str, float] | None) -> dict[str, float] | None:
+def _costs(costs: dict[str, Any] | None) -> dict[str, Any] | None:
     names = ("wrong_accepted", "deferred", "right_accepted")
-    return {name: float(costs.get(name, 0.0)) for name in names} if costs else None
+    if not costs:
+        return None
+    each = {number: _costs(part) for number, part in (costs.get("classes") or {}).items()}
+    return {name: float(costs.get(name, 0.0)) for name in names} | ({"classes": each} if each else {})

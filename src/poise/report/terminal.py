@@ -9,6 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from poise.report.deferral import costs_line
 from poise.report.folder import Summary
 from poise.report.tables import arrow
 from poise.report.words import Row, address, count, error, exact, interval, threshold, value
@@ -100,6 +101,12 @@ def checks(summary: Summary) -> list[str]:
             told = "; ".join(str(part).rstrip(".") for part in (check.get("figure"), check.get("advice")) if part)
             lines.append(f"! {check['name']}: {told} (see report, checks)")
     return lines
+
+
+def costs(summary: Summary) -> list[str]:
+    """A line on what the best thresholds cost; none where no costs were given."""
+    line = costs_line(summary)
+    return [line] if line else []
 
 
 def text(summary: Summary, *, width: int | None = None) -> str:

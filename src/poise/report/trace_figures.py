@@ -79,6 +79,24 @@ def trace(rows: pl.DataFrame, name: str, *, carried: bool = False) -> Trace | No
     )
 
 
+def crossings(rows: pl.DataFrame) -> float | None:
+    """How often the margin changes its sign on the way of an attack, on average over the images; None without a margin.
+
+    An attack whose steps are too long near the boundary goes back and forth between two classes, as dropout does in
+    Fig. S1 of Martinez et al. Of several points in one iteration the one of lowest loss counts.
+
+    >>> rows = {"id": [0] * 4, "iteration": [0, 1, 2, 3], "loss": [0.0] * 4, "margin": [2.0, -1.0, 1.0, 0.5]}
+    >>> crossings(pl.DataFrame(rows))
+    2.0
+    """
+    best = rows.sort("id", "iteration", "loss").unique(["id", "iteration"], keep="first", maintain_order=True)
+    known = best.select("id", (pl.col("margin").cast(pl.Float64) > 0).alias("above")).drop_nulls("above")
+    if not known.height:
+        return None
+    changed = known.with_columns((pl.col("above") != pl.col("above").shift(1).over("id")).fill_null(False))
+    return float(changed.group_by("id").agg(pl.col("above").sum())["above"].to_numpy().mean())
+
+
 def _carried(known: pl.DataFrame) -> pl.DataFrame:
     grid = known.select("id").unique().join(known.select("iteration").unique(), how="cross").sort("id", "iteration")
     full = grid.join(known, on=["id", "iteration"], how="left").sort("id", "iteration")

@@ -195,7 +195,10 @@ FIGURES: dict[str, Callable[[], str]] = {
     "strength-ablation": _ablation,
     "strength-light": _light,
     "illusion": _illusion,
+    **runpy.run_path(str(ROOT / "tools" / "certify_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "defence_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "detect_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "training_figures.py"))["FIGURES"],
 }
 
 

@@ -25,6 +25,8 @@ EXPECTED = {
     "objectives": {"UCA", "OCA", "MMA", "RCA", "ConfSmooth", "Margin", "CrossEntropy", "KeepLabel"},
     "searches": {"Square", "PGD", "DropoutPGD", "AdaptivePGD"},
     "defenses": {"none", "ts", "cs"},
+    "detectors": {"lid", "mahalanobis"},
+    "training": {"standard", "at", "trades", "uat-smooth", "uat-standard"},
     "models": {"builtin:digits", "py:FILE:FACTORY?num_classes=N"},
     "data": {"builtin:digits", "npz:FILE", "folder:DIR"},
 }

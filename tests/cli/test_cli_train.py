@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from cli_cases import environment, poise
 from safetensors.torch import load_file
 
@@ -53,44 +55,50 @@ def test_a_file_of_ones_own_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_killed_in_the_middle_of_an_epoch_and_gone_on_with(tmp_path: Path) -> None:
-    """SIGKILL, twice; the final weights are those of the run that nothing disturbed, bit for bit."""
+    """SIGKILL before the first step and inside an epoch; the weights are those of the undisturbed run, bit for bit."""
     options = [
-        "train", "uat-smooth", "--epochs", "3", "--batch-size", "27", "--lr", "0.05", "--set", "method.eps=0.1",
+        "train", "uat-smooth", "--epochs", "3", "--batch-size", "54", "--lr", "0.05", "--set", "method.eps=0.1",
         "--set", 'augment=["crop"]', "--quiet",
     ]  # fmt: skip
     assert poise(*options, "--out", tmp_path / "whole").code == 0
-    toml = tmp_path / "cut" / "train.toml"
-    command = [POISE, *options, "--out", tmp_path / "cut"]
-    for kill in range(2):
-        again = [POISE, "train", "--out", tmp_path / "cut", "--resume", "--quiet"]
-        process = subprocess.Popen(command if kill == 0 else again, env=environment() | {"OMP_NUM_THREADS": "1"})
-        if kill == 0:
-            _wait(process, toml.exists)
-            saves = toml.read_text().replace("save_minutes = 10.0", "save_minutes = 0.0")  # not part of what is learnt
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            toml.write_text(saves)
-            continue
-        last = tmp_path / "cut" / "last.pt"
-        _wait(process, last.exists)
-        seen = last.stat().st_mtime_ns
-        _wait(process, lambda: last.stat().st_mtime_ns != seen)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not (tmp_path / "cut" / "summary.json").exists()
-    done = poise("train", "--out", tmp_path / "cut", "--resume", "--quiet")
+    cut = tmp_path / "cut"
+    toml, last = cut / "train.toml", cut / "last.pt"
+    again = ["train", "--out", str(cut), "--resume", "--quiet"]
+
+    first = _start(*options, "--out", str(cut))
+    _kill_when(first, toml.exists)
+    # a checkpoint after every step: when they are written is no part of what is learnt
+    toml.write_text(toml.read_text().replace("save_minutes = 10.0", "save_minutes = 0.0"))
+    _kill_when(_start(*again), lambda: last.exists() and _place(last) >= (1, 4))
+    assert _place(last)[0] == 1
+    assert 4 <= _place(last)[1] < 15
+    assert not (cut / "summary.json").exists()
+
+    done = poise(*again)
     assert done.code == 0, done.err
     for name in ("model", "best"):
         left, right = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "cut"))
         assert all(left[key].equal(right[key]) for key in left)
 
 
-def _wait(process: subprocess.Popen[bytes], reached: object) -> None:
+def _start(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([POISE, *words], env=environment() | {"OMP_NUM_THREADS": "1"})
+
+
+def _place(checkpoint: Path) -> tuple[int, int]:
+    """Epochs done, and steps done in the next one."""
+    progress = torch.load(checkpoint, weights_only=True)["progress"]
+    return progress["epoch"], progress["step"]
+
+
+def _kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
-    while not reached():  # type: ignore[operator]
+    while not reached():
         assert process.poll() is None, "the run ended before it was killed"
         assert time.monotonic() < end, "the run takes too long"
-        time.sleep(0.002)
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:

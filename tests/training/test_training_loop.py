@@ -195,6 +195,7 @@ class Counts(Silent):
         self.begun: tuple[int, int, int] | None = None
         self.steps: list[int] = []
         self.epochs: list[int] = []
+        self.ended = 0
 
     def begin(self, done: int, steps: int, epochs: int) -> None:
         self.begun = (done, steps, epochs)
@@ -205,13 +206,23 @@ class Counts(Silent):
     def epoch(self, row: dict[str, Any]) -> None:
         self.epochs.append(row["epoch"])
 
+    def end(self) -> None:
+        self.ended += 1
+
 
 def test_a_listener_hears_every_step() -> None:
     heard = Counts()
     Trainer(fabric(), job(), heard).run()
     assert heard.begun == (0, 12, 3)
     assert heard.steps == list(range(1, 13))
-    assert heard.epochs == [1, 2, 3]
+    assert (heard.epochs, heard.ended) == ([1, 2, 3], 1)
+
+
+def test_a_listener_hears_the_end_of_a_run_that_failed() -> None:
+    heard = Counts()
+    with pytest.raises(PoiseError):
+        Trainer(fabric(), job(target=ModuleTarget(_Poisoned(at=2), num_classes=10)), heard).run()
+    assert (heard.steps, heard.ended) == ([1], 1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

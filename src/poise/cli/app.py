@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import typer
 
-from poise.cli import attack, audit, defend, listing, serve, train
+from poise.cli import attack, audit, certify, defend, detect, listing, serve, train
 from poise.errors import PoiseError
 
 UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -27,6 +27,8 @@ app.command("audit", help=audit.HELP)(audit.audit)
 app.command("attack", help=attack.HELP)(attack.attack)
 app.add_typer(defend.app, name="defend", help=defend.HELP)
 app.command("train", help=train.HELP)(train.train)
+app.command("detect", help=detect.HELP)(detect.detect)
+app.command("certify", help=certify.HELP)(certify.certify)
 app.command("serve", help=serve.HELP)(serve.serve)
 app.command("list", help=listing.HELP)(listing.listing)
 

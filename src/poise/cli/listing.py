@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from poise import data, defenses, models
+from poise import data, defenses, detectors, models
 from poise.errors import one_of
 from poise.objectives import OBJECTIVES
 from poise.recipebook import PEERS, recipes
@@ -16,7 +16,7 @@ from poise.recipebook.queries import SCORES
 from poise.searches import SEARCHES
 from poise.training import training_recipes
 
-HELP = """Name what there is: recipes, objectives, searches, defenses, training, models or data.
+HELP = """Name what there is: recipes, objectives, searches, defenses, detectors, training, models or data.
 
 \b
 Example:
@@ -40,6 +40,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "objectives": lambda: {name: _first_line(kind) for name, kind in OBJECTIVES.items()},
     "searches": lambda: {name: _first_line(kind) for name, kind in SEARCHES.items()},
     "defenses": defenses.summaries,
+    "detectors": detectors.summaries,
     "training": lambda: {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in training_recipes().items()},
     "models": models.names,
     "data": data.names,

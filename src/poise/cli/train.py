@@ -148,8 +148,9 @@ class Bar:
             f"{row['val_accuracy']:.1%}, confidence {row['val_confidence']:.1%}, ECE {row['val_ece']:.3f}  "
             f"{row['seconds']:.0f} s, {row['images_per_second']:,.0f} images/s{kept}"
         )
-        if row["epoch"] == self._epochs:
-            self._bar.stop()
+
+    def end(self) -> None:
+        self._bar.stop()
 
     def _say(self, line: str) -> None:
         if not self._silent:

@@ -44,6 +44,10 @@ class Listener(Protocol):
         """The row of the epoch that has just ended."""
         ...
 
+    def end(self) -> None:
+        """The run is over, however it ended."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -90,6 +94,8 @@ class Silent:
     def step(self, done: int) -> None: ...
 
     def epoch(self, row: Row) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class Trainer:
@@ -147,9 +153,12 @@ class Trainer:
         """
         self._resume()
         self.listener.begin(self.done, self.steps, self.job.recipe.epochs)
-        with private_random(self.fabric.device, None), self.tally.watching(self.module):
-            while self.at.epoch < self.job.recipe.epochs:
-                self._epoch()
+        try:
+            with private_random(self.fabric.device, None), self.tally.watching(self.module):
+                while self.at.epoch < self.job.recipe.epochs:
+                    self._epoch()
+        finally:
+            self.listener.end()
         self.module.eval()
         if self.job.store is not None and self.fabric.is_global_zero:
             self.job.store.write_weights("model", bare(self.job.target), self.at.rows[-1])

@@ -26,6 +26,8 @@ bench: $(VENV)/.bench  ## speed as ratios to a limit measured in the same run, a
 	$(BIN)/python benchmarks/defenses.py
 	$(BIN)/python benchmarks/aaa.py
 	$(BIN)/python benchmarks/targets.py
+	$(BIN)/python benchmarks/training_speed.py --check
+	$(BIN)/python benchmarks/certify.py --part cost
 	PYTHONPATH=$(VENV)/bench $(BIN)/python benchmarks/square_peers.py
 
 venv: $(VENV)/.all  ## only the virtual environment

@@ -63,21 +63,10 @@ def _bold(cells: dict[str, str], best: Callable[[list[float]], float]) -> dict[s
 
 def confidence(name: str) -> str:
     """Mean confidence before and after each underconfidence attack (UAT, Table 3)."""
-    found, printed = _rows(name), _published("uat", "T3", "ResNet-18")
     columns = (
         {"clean": "none"} | {key: value for key, value in ATTACKS.items() if key != "pgd"} | dict.fromkeys(OURS, "")
     )
-    cells = {
-        at: _bold({recipe: _mean(rows, at, "confidence") for recipe, rows in found.items()}, max) for at in columns
-    }
-    body = []
-    for recipe in found:
-        line = [f"`{recipe}`"]
-        for at, attack in columns.items():
-            known = printed.get((PUBLISHED.get(recipe, "?"), attack, "avg_confidence"))
-            line.append(cells[at][recipe] + (f" ({float(known):.3f})" if known and "resnet" in name else ""))
-        body.append(line)
-    return _table(["mean confidence", *(at if at == "clean" else f"`{at}`" for at in columns)], body)
+    return _by_attack(name, columns, "mean confidence", ("confidence", "T3", "avg_confidence"), max)
 
 
 def accuracy(name: str) -> str:
@@ -97,17 +86,25 @@ def accuracy(name: str) -> str:
 
 def errors(name: str) -> str:
     """ECE before and after each attack (UAT, Table S2)."""
-    found, printed = _rows(name), _published("uat", "S2", "ResNet-18")
     columns = {"clean": "none"} | ATTACKS | {"sa-mma": "", "standard": ""}
-    cells = {at: _bold({recipe: _mean(rows, at, "ece") for recipe, rows in found.items()}, min) for at in columns}
+    return _by_attack(name, columns, "ECE", ("ece", "S2", "ece"), min)
+
+
+def _by_attack(
+    name: str, columns: dict[str, str], head: str, what: tuple[str, str, str], best: Callable[[list[float]], float]
+) -> str:
+    """Recipes against attacks: our metric, and in brackets the published one of a table (of larger networks alone)."""
+    metric, table, published = what
+    found, printed = _rows(name), _published("uat", table, "ResNet-18")
+    cells = {at: _bold({recipe: _mean(rows, at, metric) for recipe, rows in found.items()}, best) for at in columns}
     body = []
     for recipe in found:
         line = [f"`{recipe}`"]
         for at, attack in columns.items():
-            known = printed.get((PUBLISHED.get(recipe, "?"), attack, "ece"))
+            known = printed.get((PUBLISHED.get(recipe, "?"), attack, published))
             line.append(cells[at][recipe] + (f" ({float(known):.3f})" if known and "resnet" in name else ""))
         body.append(line)
-    return _table(["ECE", *(at if at == "clean" else f"`{at}`" for at in columns)], body)
+    return _table([head, *(at if at == "clean" else f"`{at}`" for at in columns)], body)
 
 
 def calibration(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from poise.cli.audit import resolve, resumable, show, watched_run
+from poise.cli.audit import resolve, show, watched_run
 from poise.cli.options import (
     AsJson,
     BatchSize,
@@ -32,6 +32,7 @@ from poise.cli.options import (
     View,
     free_folder,
     number,
+    resumable,
 )
 from poise.errors import InputError
 from poise.experiments import files
@@ -85,7 +86,7 @@ def attack(
     }  # fmt: skip
     spec = resolve({key: value for key, value in given.items() if value is not None}, out, resume=resume)
     folder = out or free_folder(f"{spec.model}-{recipe}")
-    with resumable(folder):
+    with resumable(folder, "poise audit"):
         summary = watched_run(spec, folder, resume=resume, quiet=quiet)
     if trace is not None:
         files.write_parquet(trace, RunFolder(folder).trace(recipe, "none"))

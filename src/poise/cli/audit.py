@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +36,7 @@ from poise.cli.options import (
     names,
     number,
     repeat_command,
+    resumable,
 )
 from poise.cli.progress import Bars
 from poise.errors import InputError, RunError
@@ -131,7 +130,7 @@ def audit(
     if limits is not None:
         limits.check(spec.recipes, spec.defences)
     folder = out or free_folder(spec.model)
-    with resumable(folder):
+    with resumable(folder, "poise audit"):
         summary = watched_run(spec, folder, resume=resume, quiet=quiet)
         page = report.write(folder)
     with suppress(BrokenPipeError):  # a reader that has gone must not hide a broken limit
@@ -178,20 +177,6 @@ def watched_run(spec: AuditSpec, folder: Path, *, resume: bool, quiet: bool) -> 
     """Runs the audit with progress on the error stream."""
     with Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
         return run_audit(spec, folder, resume=resume, listener=bars, command=repeat_command(spec))
-
-
-@contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Answers an interrupt with how to go on, and exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (folder / "audit.toml").exists():
-            again = shlex.join(["poise", "audit", "--out", str(folder), "--resume"])
-            typer.echo(f"interrupted; finished chunks are kept, go on with: {again}", err=True)
-        else:
-            typer.echo("interrupted before the first attack; nothing was written", err=True)
-        raise typer.Exit(130) from None
 
 
 def show(summary: dict[str, Any]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
@@ -16,7 +14,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from poise.cli.options import AsJson, Data, Device, Model, Out, Quiet, Resume, Seed, free_folder, names, number
+from poise.cli.options import (
+    AsJson,
+    Data,
+    Device,
+    Model,
+    Out,
+    Quiet,
+    Resume,
+    Seed,
+    free_folder,
+    names,
+    number,
+    resumable,
+)
 from poise.errors import InputError, RunError
 from poise.experiments import files
 from poise.experiments.certify import run_certify
@@ -74,7 +85,10 @@ def certify(
     }  # fmt: skip
     spec = _spec({key: value for key, value in given.items() if value is not None}, out, resume=resume)
     folder = out or free_folder(f"{spec.model}-certificate")
-    with _resumable(folder), Bar(silent=quiet) as bar:
+    going_on = resumable(
+        folder, "poise certify", spec_file="certify.toml", kept="what was counted is", before="the first draw"
+    )
+    with going_on, Bar(silent=quiet) as bar:
         summary = run_certify(spec, folder, resume=resume, listener=bar, command=_command(spec))
         files.write_text(folder / "certify.md", markdown(summary))
         page = write_page(summary, folder / "certify.html")
@@ -180,17 +194,3 @@ def _show(summary: dict[str, Any]) -> None:
     console.print(shown)
     for line in notes(summary):
         typer.echo(line)
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Answers an interrupt with how to go on, and exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (folder / "certify.toml").exists():
-            again = shlex.join(["poise", "certify", "--out", str(folder), "--resume"])
-            typer.echo(f"interrupted; what was counted is kept, go on with: {again}", err=True)
-        else:
-            typer.echo("interrupted before the first draw; nothing was written", err=True)
-        raise typer.Exit(130) from None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +33,7 @@ from poise.cli.options import (
     names,
     number,
     repeat_command,
+    resumable,
 )
 from poise.cli.progress import Bars
 from poise.defenses import DEFENSES, make, summaries
@@ -172,7 +171,7 @@ def compare_command(
         given = {"recipes": RECIPES, "defences": tuple(DEFENSES), **given}
     spec = resolve(given, out, resume=resume)
     folder = out or free_folder(f"{spec.model}-defences")
-    with _resumable(folder), Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
+    with resumable(folder, "poise defend compare"), Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
         comparison = run_compare(
             spec, folder, resume=resume, listener=bars, command=_command(spec),
             on_adaptive=lambda recipe, defence: bars.note(f"{recipe} × {defence}: adaptive attacker"),
@@ -268,17 +267,3 @@ def _command(spec: AuditSpec) -> str:
         if option not in words:
             words += [option, ",".join(value)]
     return shlex.join(words)
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Answers an interrupt with how to go on, and exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (folder / "audit.toml").exists():
-            again = shlex.join(["poise", "defend", "compare", "--out", str(folder), "--resume"])
-            typer.echo(f"interrupted; finished chunks are kept, go on with: {again}", err=True)
-        else:
-            typer.echo("interrupted before the first attack; nothing was written", err=True)
-        raise typer.Exit(130) from None

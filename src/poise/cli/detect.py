@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +29,7 @@ from poise.cli.options import (
     names,
     number,
     repeat_command,
+    resumable,
 )
 from poise.cli.progress import Bars
 from poise.detectors import DETECTORS
@@ -109,7 +107,8 @@ def detect(
     spec = resolve(given, out, resume=resume)
     options = make_options(**{**(read_options(out) if resume and out is not None else {}), **wanted})
     folder = out or free_folder(f"{spec.model}-detect")
-    with _resumable(folder), Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
+    going_on = resumable(folder, "poise detect", kept="finished attacks are")
+    with going_on, Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
         result = run_detect(spec, options, folder, resume=resume, listener=bars, command=_command(spec, options))
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
@@ -145,17 +144,3 @@ def _command(spec: AuditSpec, options: DetectOptions) -> str:
             option = f"--{name.replace('_', '-')}"
             words += [option if value else f"--no-{name}"] if isinstance(value, bool) else [option, text]
     return shlex.join(words)
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Answers an interrupt with how to go on, and exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (folder / "audit.toml").exists():
-            again = shlex.join(["poise", "detect", "--out", str(folder), "--resume"])
-            typer.echo(f"interrupted; finished attacks are kept, go on with: {again}", err=True)
-        else:
-            typer.echo("interrupted before the first attack; nothing was written", err=True)
-        raise typer.Exit(130) from None

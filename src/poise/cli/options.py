@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -59,6 +61,34 @@ def names(text: str | None) -> tuple[str, ...] | None:
     ('none', 'ts')
     """
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@contextmanager
+def resumable(
+    folder: Path,
+    command: str,
+    *,
+    spec_file: str = "audit.toml",
+    kept: str = "finished chunks are",
+    before: str = "the first attack",
+) -> Iterator[None]:
+    """Answers an interrupt with how to go on, and exits with 130.
+
+    Args:
+        folder: of the run.
+        command: what goes on with it, without its options.
+        spec_file: what the folder holds once a run has begun.
+        kept: what is kept. before: what had not begun where there is no spec yet.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / spec_file).exists():
+            again = shlex.join([*command.split(), "--out", str(folder), "--resume"])
+            typer.echo(f"interrupted; {kept} kept, go on with: {again}", err=True)
+        else:
+            typer.echo(f"interrupted before {before}; nothing was written", err=True)
+        raise typer.Exit(130) from None
 
 
 def free_folder(model: str, parent: Path = Path("runs")) -> Path:

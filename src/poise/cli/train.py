@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from poise.cli.options import Data, Device, Model, Out, Quiet, Seed, free_folder, number
+from poise.cli.options import Data, Device, Model, Out, Quiet, Seed, free_folder, number, resumable
 from poise.errors import InputError, RunError
 from poise.experiments.train import run_train
 from poise.experiments.train_spec import TrainSpec, make_train_spec, read_train_spec
@@ -68,7 +66,10 @@ def train(
     given = {"model": model, "data": data, "val": val, "seed": seed, "precision": precision} | where
     spec = _spec(recipe, changed, {key: value for key, value in given.items() if value is not None}, out, resume)
     folder = out or free_folder(f"{spec.recipe.name}-{spec.model.split(':', 1)[-1].split('?')[0]}")
-    with _resumable(folder):
+    going_on = resumable(
+        folder, "poise train", spec_file="train.toml", kept="the last checkpoint is", before="training began"
+    )
+    with going_on:
         summary = run_train(spec, folder, resume=resume, follow=partial(Bar, quiet))
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
@@ -168,17 +169,3 @@ def lines(summary: dict[str, Any]) -> list[str]:
         f"({summary['data']['val']:,} images)",
         f"audit    poise audit --model {shlex.quote(summary['address'])} --data …",
     ]
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Answers an interrupt with how to go on, and exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (folder / "train.toml").exists():
-            again = shlex.join(["poise", "train", "--out", str(folder), "--resume"])
-            typer.echo(f"interrupted; the last checkpoint is kept, go on with: {again}", err=True)
-        else:
-            typer.echo("interrupted before training began; nothing was written", err=True)
-        raise typer.Exit(130) from None

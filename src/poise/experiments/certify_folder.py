@@ -12,7 +12,6 @@ from torch import Tensor
 from poise.errors import RunError
 from poise.experiments import files
 from poise.experiments.certify_spec import CertifySpec, differences, read_certify_spec
-from poise.files import is_leftover
 
 SAMPLES = {
     "id": pl.Int64, "label": pl.Int64, "prediction": pl.Int64, "confidence": pl.Float64, "abstained": pl.Boolean,
@@ -46,21 +45,13 @@ class CertifyFolder:
         Raises:
             RunError: one line that says what lies there.
         """
-        with files.refusals(self.root):
-            begun = self.spec_file.exists()
-            foreign = [] if begun or not self.root.exists() else sorted(filter(_foreign, self.root.iterdir()))
-        if foreign:
-            raise RunError(
-                f"out: '{self.root}' must be empty or hold a certification, it holds other files ('{foreign[0].name}')"
-            )
-        if not begun:
-            return
-        if other := differences(read_certify_spec(self.spec_file)[0], spec):
-            raise RunError(
-                f"out: '{self.root}' must be empty or hold this run, it holds another ({'; '.join(other[:3])})"
-            )
-        if not resume:
-            raise RunError(f"out: '{self.root}' already holds this run; give --resume to go on, or another --out")
+        files.check_folder(
+            self.root,
+            self.spec_file,
+            what="a certification",
+            others=lambda: differences(read_certify_spec(self.spec_file)[0], spec),
+            resume=resume,
+        )
 
     def open(self, spec: CertifySpec, recorded: dict[str, str]) -> None:
         """Writes certify.toml, or compares the fingerprints of model and data with those recorded there.
@@ -123,7 +114,3 @@ def _read(folder: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
             reason = " ".join(str(error).split())[:100]
             raise RunError(f"{folder.name}: '{path}' must be a readable table, got: {reason}") from None
     return pl.concat([pl.DataFrame(schema=schema), *frames])
-
-
-def _foreign(path: Path) -> bool:
-    return path.name != ".lock" and not is_leftover(path)

@@ -41,6 +41,36 @@ def refusals(path: Path) -> Iterator[None]:
         raise RunError(f"out: '{path}' must be a place that can be written, got: {reason}") from error
 
 
+def check_folder(root: Path, spec_file: Path, *, what: str, others: Callable[[], list[str]], resume: bool) -> None:
+    """Refuses a folder that holds something else, or this run where `resume` is off.
+
+    Args:
+        root: the run folder, which may be missing.
+        spec_file: what a run that has begun has there.
+        what: the kind of run, for the message.
+        others: the fields in which the run there differs from this one; asked only where one has begun.
+
+    Raises:
+        RunError: one line that says what lies there.
+    """
+    with refusals(root):
+        begun = spec_file.exists()
+        foreign = [] if begun or not root.exists() else sorted(filter(_foreign, root.iterdir()))
+    if foreign:
+        raise RunError(f"out: '{root}' must be empty or hold {what}, it holds other files ('{foreign[0].name}')")
+    if not begun:
+        return
+    if different := others():
+        raise RunError(f"out: '{root}' must be empty or hold this run, it holds another ({'; '.join(different)})")
+    if not resume:
+        raise RunError(f"out: '{root}' already holds this run; give --resume to go on, or another --out")
+
+
+def _foreign(path: Path) -> bool:
+    """Not of poise: neither the lock nor what a run left that was killed before its spec was written."""
+    return path.name != ".lock" and not is_leftover(path)
+
+
 def sweep(folder: Path) -> None:
     """Removes what killed processes left in a folder and below it; the folder must be locked."""
     for path in folder.rglob(f"*{SUFFIX}"):

@@ -13,7 +13,6 @@ from torch import Tensor
 from poise.errors import RunError
 from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec, differences, read_spec
-from poise.files import is_leftover
 from poise.table import SCHEMA
 from poise.targets.journal_file import records
 
@@ -41,21 +40,13 @@ class RunFolder:
         Raises:
             RunError: one line that says what lies there.
         """
-        with files.refusals(self.root):
-            begun = self.spec_file.exists()
-            foreign = [] if begun or not self.root.exists() else sorted(filter(_foreign, self.root.iterdir()))
-        if begun:
-            old, _ = read_spec(self.spec_file)
-            if other := differences(old, spec):
-                raise RunError(
-                    f"out: '{self.root}' must be empty or hold this run, it holds another ({'; '.join(other)})"
-                )
-            if not resume:
-                raise RunError(f"out: '{self.root}' already holds this run; give --resume to go on, or another --out")
-        elif foreign:
-            raise RunError(
-                f"out: '{self.root}' must be empty or hold a run of poise, it holds other files ('{foreign[0].name}')"
-            )
+        files.check_folder(
+            self.root,
+            self.spec_file,
+            what="a run of poise",
+            others=lambda: differences(read_spec(self.spec_file)[0], spec),
+            resume=resume,
+        )
 
     def open(self, spec: AuditSpec, recorded: dict[str, str]) -> None:
         """Writes audit.toml, or compares the fingerprints of model and data with those recorded there.
@@ -178,11 +169,6 @@ def _tagged(table: pl.DataFrame, recipe: str, defence: str, view: str) -> pl.Dat
     return table.with_columns(
         pl.lit(recipe).alias("recipe"), pl.lit(defence).alias("defence"), pl.lit(view).alias("view")
     )
-
-
-def _foreign(path: Path) -> bool:
-    """Not of poise: neither the lock nor what a run left that was killed before its spec was written."""
-    return path.name != ".lock" and not is_leftover(path)
 
 
 def _damaged(kind: str, path: Path, error: Exception) -> RunError:

@@ -17,7 +17,6 @@ from poise.errors import InputError, MissingExtraError, RunError
 from poise.experiments import files
 from poise.experiments.served import ask
 from poise.experiments.train_spec import TrainSpec, differences, read_train_spec
-from poise.files import is_leftover
 from poise.targets import ModuleTarget
 from poise.training.checkpoint import Store
 from poise.training.loop import Job, Listener, Progress, Silent, Trainer
@@ -49,7 +48,10 @@ def run_train(spec: TrainSpec, out: Path, *, resume: bool = False, follow: Follo
             longer finite; MissingExtraError: Lightning Fabric is not installed.
     """
     fabric = _fabric(spec)
-    _check_folder(spec, out, resume=resume)
+    toml = out / "train.toml"
+    files.check_folder(
+        out, toml, what="a training run", others=lambda: differences(read_train_spec(toml)[0], spec), resume=resume
+    )
     with files.locked(out):
         files.sweep(out)
         loaded = _load(spec)
@@ -144,28 +146,6 @@ def _fabric(spec: TrainSpec) -> Any:
     chosen: list[int] | int = [int(index)] if index and kind == "cuda" else spec.devices
     strategy = "ddp_spawn" if spec.devices > 1 else "auto"
     return Fabric(accelerator=kind, devices=chosen, strategy=strategy, precision=spec.precision)
-
-
-def _check_folder(spec: TrainSpec, out: Path, *, resume: bool) -> None:
-    """Refuses a folder that holds something else, or this run where `resume` is off."""
-    with files.refusals(out):
-        begun = (out / "train.toml").exists()
-        foreign = [] if begun or not out.exists() else [path for path in sorted(out.iterdir()) if _foreign(path)]
-    if not begun:
-        if foreign:
-            raise RunError(
-                f"out: '{out}' must be empty or hold a training run, it holds other files ('{foreign[0].name}')"
-            )
-        return
-    old, _ = read_train_spec(out / "train.toml")
-    if other := differences(old, spec):
-        raise RunError(f"out: '{out}' must be empty or hold this run, it holds another ({'; '.join(other[:3])})")
-    if not resume:
-        raise RunError(f"out: '{out}' already holds this run; give --resume to go on, or another --out")
-
-
-def _foreign(path: Path) -> bool:
-    return path.name != ".lock" and not is_leftover(path)
 
 
 def _open(spec: TrainSpec, out: Path, recorded: dict[str, str]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from detector_cases import checkered, hooks, network, pictures
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 
+from detector_cases import checkered, hooks, network, pictures
 from poise import data
 from poise.detectors import DETECTORS, LID, InputMFS, gaussian_noise, make, perturbation_rms, summaries
 from poise.detectors.logistic import fit_logistic

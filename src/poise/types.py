@@ -27,6 +27,11 @@ class OutputKind(Enum):
     LABELS = "labels"
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Answers of a target for m points.

@@ -17,7 +17,7 @@ from poise.searches.base import Ask, Problem, Reply, Search, Steps
 from poise.searches.grid import steps_of
 from poise.targets.base import Target
 from poise.targets.meter import Meter
-from poise.types import Outputs
+from poise.types import Outputs, exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Driver:
         """Attacks clean (n, C, H, W), n at most the target's batch size; verifies every result before it returns."""
         over = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         box, rng = Box(*self.target.bounds), Rng(self.seed, self.sample_ids)
-        merit = clean.new_full(over.shape, torch.inf, dtype=_float_of(clean.device))
+        merit = clean.new_full(over.shape, torch.inf, dtype=exact(clean.device))
         classes, best = self.target.num_classes, clean.clone()
         goal = self.objective.access
         problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit, goal)
@@ -259,11 +259,6 @@ class Driver:
         if self.trace:
             _keep_trace(run, ask, outputs, loss)
         return Reply(loss, accept, _active(run), gradient)
-
-
-def _float_of(device: torch.device) -> torch.dtype:
-    """float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _next(steps: Steps, reply: Reply) -> Ask | None:

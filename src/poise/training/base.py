@@ -82,11 +82,6 @@ class Update(Protocol):
         ...
 
 
-def exact(device: torch.device) -> torch.dtype:
-    """float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def total(terms: Terms) -> Tensor:
     """The sum of the terms."""
     return sum(list(terms.values())[1:], next(iter(terms.values())))

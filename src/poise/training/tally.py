@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poise.training.base import Terms, exact
+from poise.training.base import Terms
+from poise.types import exact
 
 _ROWS, _RIGHT, _FORWARD = "rows", "right", "forward"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poise.training.base import exact
+from poise.types import exact
 
 BINS = 15
 

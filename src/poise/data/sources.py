@@ -8,6 +8,7 @@ from dataclasses import replace
 from poise.data.dataset import Dataset
 from poise.data.digits import SPLITS, digits
 from poise.data.folder import load_folder
+from poise.data.idx import load_idx
 from poise.data.image_sets import IMAGE_SETS
 from poise.data.npz import load_npz
 from poise.data.splits import KEYS, take_parts
@@ -29,6 +30,7 @@ LOADERS: dict[str, Callable[[Uri], Dataset]] = {
     "builtin": _builtin,
     "npz": load_npz,
     "folder": load_folder,
+    "idx": load_idx,
     "torchvision": load_torchvision,
 }
 
@@ -40,7 +42,7 @@ def load(uri: str, *, split: str | None = None, samples: int | None = None, offs
     would all be of one class; parts with different offsets never overlap, and ids still name the rows.
 
     Args:
-        uri: `builtin:digits`, `npz:FILE`, `folder:DIR` or `torchvision:NAME?root=DIR`, with query keys. Every address
+        uri: `builtin:digits`, `npz:FILE`, `folder:DIR`, `idx:DIR` or `torchvision:NAME?root=DIR`, with query keys. Every address
             takes `part=train|val|test&fractions=80:10:10` (see `split`), `longtail=0.01` (see `long_tail`) and `seed`.
         split: the same as the query key `split`.
         samples: at most this many images; all where None.
@@ -81,6 +83,7 @@ def names() -> dict[str, str]:
     listed = {
         "builtin:digits": "1,797 handwritten digits (1, 8, 8), 10 classes; split=train (900), val (400), test (497)",
         "npz:FILE": "arrays images and labels (or SPLIT_images and SPLIT_labels) of a NumPy archive",
+        "idx:DIR": "the files of MNIST and its kin as their sites give them; split=train or test",
         "folder:DIR": "image files in one subfolder per class, or per split and class; size=N resizes and crops",
     }
     arrays = {

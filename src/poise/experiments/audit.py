@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
-import torch
 from torch import Tensor
 
-from poise import metrics
 from poise.attacks import Watch
 from poise.data import Dataset
 from poise.defenses import PostHoc
@@ -21,6 +18,7 @@ from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec
 from poise.experiments.explain import store_explanations
 from poise.experiments.prepare import Loaded, Prepared, clean_figures, load, prepare
+from poise.experiments.rows import answered_by, asked, similarity, with_scores
 from poise.experiments.run_folder import TRACED, RunFolder
 from poise.experiments.served import defended_logits
 from poise.experiments.summary import summarise
@@ -168,7 +166,7 @@ def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], par
         recipe, target, images, labels, ids=ids, eps=spec.eps, norm=spec.norm, steps=spec.steps, budget=spec.budget,
         seed=spec.seed, watch=watch, eight_bit=spec.eight_bit,
     )  # fmt: skip
-    similar = _similarity(images, result.images)
+    similar = similarity(images, result.images)
     curve = result.curve.join(result.table.select("id", "label"), on="id")
     folder.write_images(recipe, defence, number, ids, result.images)
     folder.write_curve(recipe, defence, number, curve)
@@ -178,13 +176,8 @@ def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], par
     if defence == "none":
         for name in _others(spec):
             shown, kind = _shown_to(prepared, name, images, result)
-            folder.write_rows(recipe, name, "unaware", number, _with_scores(shown, labels, kind, similar))
-    folder.write_rows(recipe, defence, "aware", number, _with_scores(result, labels, target.kind, similar))
-
-
-def _similarity(clean: Tensor, adversarial: Tensor) -> pl.DataFrame:
-    before, after = clean.cpu().numpy(), adversarial.cpu().numpy()
-    return pl.DataFrame({"delta_w": metrics.delta_w(before, after), "ssim": metrics.ssim(before, after)})
+            folder.write_rows(recipe, name, "unaware", number, with_scores(shown, labels, kind, similar))
+    folder.write_rows(recipe, defence, "aware", number, with_scores(result, labels, target.kind, similar))
 
 
 def _shown_to(prepared: Prepared, name: str, images: Tensor, result: AttackResult) -> tuple[AttackResult, OutputKind]:
@@ -199,30 +192,6 @@ def _shown_to(prepared: Prepared, name: str, images: Tensor, result: AttackResul
             Outputs(defended_logits(defence, Outputs(scores, bare))) for scores in (result.scores_before, result.scores)
         ]
     else:
-        answers = _asked(prepared.targets[name], (images, result.images), result.table["id"])
+        answers = asked(prepared.targets[name], (images, result.images), result.table["id"])
     clean, attacked = answers
-    table = result.table.with_columns(
-        pl.Series("prediction_before", clean.labels.cpu().numpy()),
-        pl.Series("prediction_after", attacked.labels.cpu().numpy()),
-        pl.Series("confidence_before", clean.confidence.cpu().numpy()),
-        pl.Series("confidence_after", attacked.confidence.cpu().numpy()),
-        pl.lit(None, pl.Float64).alias("wrong_confidence"),  # known of the undefended model alone
-    )
-    return dataclasses.replace(result, table=table, scores_before=clean.scores, scores=attacked.scores), clean.kind
-
-
-def _asked(target: Target, points: tuple[Tensor, ...], names: pl.Series) -> list[Outputs]:
-    """The target's answers to each set of points, one per sample."""
-    ids = torch.tensor(names.to_numpy().copy(), device=target.device)
-    with target.session(0):
-        return [target.query(x.to(target.device), ids) for x in points]
-
-
-def _with_scores(result: AttackResult, labels: Tensor, kind: OutputKind, similar: pl.DataFrame) -> pl.DataFrame:
-    """The result table with the proper scores of the whole distribution and the size of the change."""
-    truth, columns = labels.cpu().numpy(), {}
-    for when, scores in (("before", result.scores_before), ("after", result.scores)):
-        probabilities = Outputs(scores, kind).probabilities.cpu().numpy()
-        columns[f"brier_{when}"] = metrics.brier_rows(probabilities, truth)
-        columns[f"nll_{when}"] = metrics.nll_rows(probabilities, truth)
-    return result.table.hstack(pl.DataFrame(columns)).hstack(similar)
+    return answered_by(result, clean, attacked), clean.kind

@@ -122,7 +122,7 @@ def load(spec: AuditSpec, note: Callable[[str], None]) -> Loaded:
     recorded = {"data": attacked.fingerprint()}
     learned, held_out = {name: defenses.make_any(name) for name in spec.defences}, None
     if any(defence.needs_fit for defence in learned.values()):
-        held_out = _held_out(spec, whole, attacked)
+        held_out = held_out_images(spec.data, spec.fit_data, whole, attacked)
         data.check_matches(held_out, model.num_classes)
         recorded["fit_data"] = held_out.fingerprint()
     if isinstance(model, ModuleTarget):
@@ -152,7 +152,7 @@ def prepare(loaded: Loaded, till: Till | None) -> Prepared:
     if loaded.held_out is not None:
         journal: AbstractContextManager[Target] = nullcontext(bare) if till is None else till.journal("fit")
         with journal as model:
-            _fit(spec, model, loaded.held_out, loaded.defences)
+            fit(spec, model, loaded.held_out, loaded.defences)
     return replace(prepared, targets=_seen(spec, bare, loaded.defences))
 
 
@@ -208,7 +208,8 @@ def _probe(target: Target, attacked: Dataset, recipes: tuple[str, ...]) -> None:
             target.gradient(images.to(target.device), ids.to(target.device), lambda outputs: outputs.confidence)
 
 
-def _fit(spec: AuditSpec, target: Target, held_out: Dataset, learned: dict[str, Defence]) -> None:
+def fit(spec: AuditSpec, target: Target, held_out: Dataset, learned: dict[str, Defence]) -> None:
+    """Fits the defences that learn, in place, on the answers of the bare model."""
     logits, labels = [], []
     for images, truth, ids in held_out.batches(spec.batch_size):
         logits.append(ask(target, images, ids, held_out).logits.cpu())
@@ -223,16 +224,24 @@ def _fit(spec: AuditSpec, target: Target, held_out: Dataset, learned: dict[str, 
             defence.cpu().fit(torch.cat(logits), torch.cat(labels)).to(target.device)
 
 
-def _held_out(spec: AuditSpec, whole: Dataset, attacked: Dataset) -> Dataset:
-    """Images that no attack sees: the named set, the embedded validation part, or the rest of the data."""
-    if spec.fit_data is not None:
-        return data.load(spec.fit_data)
-    if spec.data == "builtin:digits":
+def held_out_images(address: str, fit_data: str | None, whole: Dataset, attacked: Dataset) -> Dataset:
+    """Images that no attack sees: the named set, the embedded validation part, or the rest of the data.
+
+    Args:
+        address: of the data. fit_data: of the images to fit on; None where the user named none.
+        whole: all images of the data, in the order of the attack. attacked: the first of them.
+
+    Raises:
+        InputError: too few are left.
+    """
+    if fit_data is not None:
+        return data.load(fit_data)
+    if address == "builtin:digits":
         return data.load("builtin:digits", split="val")
     rest = whole[len(attacked) : len(attacked) + FIT_SAMPLES]
     if len(rest) < FEWEST_FIT_SAMPLES:
         raise InputError(
-            f"fit-data: a defence that learns needs at least {FEWEST_FIT_SAMPLES} images not attacked, '{spec.data}' "
+            f"fit-data: a defence that learns needs at least {FEWEST_FIT_SAMPLES} images not attacked, '{address}' "
             f"has {len(rest)} beyond the {len(attacked)} attacked (give --fit-data, or fewer --samples)"
         )
     return rest

@@ -14,13 +14,14 @@ from poise.objectives.misclassification import (
     Targeted,
     TowardsClass,
 )
+from poise.objectives.moved import Moved
 from poise.objectives.through_temperature import ThroughTemperature
 from poise.objectives.unconditional import Unconditional
 
 OBJECTIVES = {
     kind.__name__: kind
     for kind in (
-        UCA, OCA, MMA, RCA, ConfSmooth, MinConfidence, RandomConfidence, KeepLabel, ThroughTemperature,
+        UCA, OCA, MMA, RCA, ConfSmooth, MinConfidence, RandomConfidence, KeepLabel, ThroughTemperature, Moved,
         Margin, ProbabilityMargin, CrossEntropy, Misclassify, Targeted, TowardsClass, MaxConfidence,
         KLDivergence, Unconditional,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "MaxConfidence",
     "MinConfidence",
     "Misclassify",
+    "Moved",
     "Objective",
     "ProbabilityMargin",
     "RandomConfidence",

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from poise import recipes
 from poise.cli import audit as audit_command
 from poise.cli.app import run
+from poise.cli.listing import KINDS
 from poise.cli.options import free_folder, names, number, repeat_command
 from poise.errors import InputError
 from poise.experiments import AuditSpec, Costs
@@ -256,7 +257,7 @@ def test_an_interrupt_says_how_to_go_on(begun: bool, tmp_path: Path, monkeypatch
             (out / "audit.toml").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(audit_command, "run_audit", interrupted)
+    monkeypatch.setattr("poise.experiments.run_audit", interrupted)
     done = poise("audit", *fast(), "--out", out)
     assert (done.code, done.out) == (130, "")
     command = f"poise audit --out '{out}' --resume"
@@ -269,8 +270,9 @@ def test_an_interrupt_while_the_report_is_written(monkeypatch) -> None:
     def interrupted(folder: Path) -> None:
         raise KeyboardInterrupt
 
+    out = finished()
     monkeypatch.setattr("poise.report.write", interrupted)
-    done = poise("audit", "--out", finished(), "--resume", "--quiet")
+    done = poise("audit", "--out", out, "--resume", "--quiet")
     assert (done.code, done.out) == (130, "")
     assert "--resume" in done.err
 
@@ -279,7 +281,7 @@ def test_an_interrupt_elsewhere(monkeypatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(run.__globals__["listing"].KINDS, "recipes", interrupted)
+    monkeypatch.setitem(KINDS, "recipes", interrupted)
     assert poise("list", "recipes").code == 130
 
 

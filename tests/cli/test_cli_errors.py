@@ -19,7 +19,7 @@ from cli_cases import MODEL, data, fast, finished, poise
 from safetensors.torch import save_file
 
 from poise import recipes
-from poise.cli.app import run
+from poise.cli.listing import KINDS
 from poise.models.small import LeNet5
 
 
@@ -349,7 +349,7 @@ def test_a_defect_of_poise_is_not_hidden(monkeypatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(run.__globals__["listing"].KINDS, "recipes", broken)
+    monkeypatch.setitem(KINDS, "recipes", broken)
     with pytest.raises(ZeroDivisionError):
         poise("list", "recipes")
 
@@ -361,7 +361,7 @@ def test_warnings_are_one_line_and_the_handler_is_put_back(monkeypatch) -> None:
             warnings.warn("two\nlines", UserWarning, stacklevel=1)
         return {"a": "b"}
 
-    monkeypatch.setitem(run.__globals__["listing"].KINDS, "recipes", warns)
+    monkeypatch.setitem(KINDS, "recipes", warns)
     handler = warnings.showwarning
     done = poise("list", "recipes")
     assert (done.code, done.out, done.err) == (0, "a  b\n", "warning: two lines\n")

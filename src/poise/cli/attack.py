@@ -35,9 +35,6 @@ from poise.cli.options import (
     resumable,
 )
 from poise.errors import InputError
-from poise.experiments import files
-from poise.experiments.run_folder import RunFolder
-from poise.recipebook import PEERS
 
 HELP = """Run one attack and keep its images and its result table.
 
@@ -89,6 +86,9 @@ def attack(
     with resumable(folder, "poise audit"):
         summary = watched_run(spec, folder, resume=resume, quiet=quiet)
     if trace is not None:
+        from poise.experiments import files
+        from poise.experiments.run_folder import RunFolder
+
         files.write_parquet(trace, RunFolder(folder).trace(recipe, "none"))
     if as_json:
         typer.echo(json.dumps(summary))
@@ -99,6 +99,8 @@ def attack(
 
 def _traced(path: Path, recipe: str) -> bool:
     """True; refuses a place that cannot be meant, and attacks that are not ours to watch."""
+    from poise.recipebook import PEERS
+
     if path.suffix != ".parquet" or path.is_dir():
         raise InputError(f"trace: must be the name of a .parquet file, got '{path}'")
     if recipe in PEERS:

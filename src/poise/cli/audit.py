@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from poise import report
 from poise.cli.options import (
     AsJson,
     BatchSize,
@@ -38,12 +37,10 @@ from poise.cli.options import (
     repeat_command,
     resumable,
 )
-from poise.cli.progress import Bars
 from poise.errors import InputError, RunError
-from poise.experiments import AuditSpec, Gate, run_audit
-from poise.experiments.audit_spec import make_spec, read_spec
-from poise.experiments.costs import read_costs
-from poise.report import terminal
+
+if TYPE_CHECKING:
+    from poise.experiments import AuditSpec
 
 HELP = """Attack a classifier's confidence and write a report.
 
@@ -116,6 +113,10 @@ def audit(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
+    from poise import report
+    from poise.experiments import Gate
+    from poise.report import terminal
+
     limits = None if gate is None else Gate.read(gate)
     given: dict[str, Any] = {
         "model": model, "data": data, "fit_data": fit_data, "recipes": names(recipes), "defences": names(defenses),
@@ -153,6 +154,8 @@ def _costs(wrong: float | None, deferred: float | None, file: Path | None) -> di
     if file is not None and (wrong, deferred) != (None, None):
         raise InputError("costs: --costs must be given without --cost-wrong and --cost-deferred, got both")
     if file is not None:
+        from poise.experiments.costs import read_costs
+
         return read_costs(file)
     if (wrong is None) != (deferred is None):
         raise InputError("costs: --cost-wrong and --cost-deferred must be given together, got one of them")
@@ -161,6 +164,8 @@ def _costs(wrong: float | None, deferred: float | None, file: Path | None) -> di
 
 def resolve(given: dict[str, Any], out: Path | None, *, resume: bool) -> AuditSpec:
     """The spec of the options; with --resume, of the run that lies in `out`, changed by the options."""
+    from poise.experiments.audit_spec import make_spec, read_spec
+
     if not resume:
         return make_spec(**given)
     if out is None:
@@ -175,12 +180,17 @@ def resolve(given: dict[str, Any], out: Path | None, *, resume: bool) -> AuditSp
 
 def watched_run(spec: AuditSpec, folder: Path, *, resume: bool, quiet: bool) -> dict[str, Any]:
     """Runs the audit with progress on the error stream."""
+    from poise.cli.progress import Bars
+    from poise.experiments import run_audit
+
     with Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
         return run_audit(spec, folder, resume=resume, listener=bars, command=repeat_command(spec))
 
 
 def show(summary: dict[str, Any]) -> None:
     """Prints the table: as wide as a terminal allows, whole where the output goes to a file or a pipe."""
+    from poise.report import terminal
+
     console = Console()
     if not console.is_terminal:
         typer.echo(terminal.text(summary), nl=False)

@@ -6,7 +6,7 @@ import json
 import shlex
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,10 +29,9 @@ from poise.cli.options import (
     resumable,
 )
 from poise.errors import InputError, RunError
-from poise.experiments import files
-from poise.experiments.certify import run_certify
-from poise.experiments.certify_spec import CertifySpec, make_certify_spec, read_certify_spec
-from poise.report.certify_figures import about, head, markdown, notes, table_rows, write_page
+
+if TYPE_CHECKING:
+    from poise.experiments.certify_spec import CertifySpec
 
 HELP = """Certify the confidence of a classifier smoothed with Gaussian noise, and attack it within the same radii.
 
@@ -77,6 +76,10 @@ def certify(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
+    from poise.experiments import files
+    from poise.experiments.certify import run_certify
+    from poise.report.certify_figures import markdown, write_page
+
     given: dict[str, Any] = {
         "model": model, "data": data, "sigma": number("sigma", sigma), "n": n, "n0": n0, "alpha": alpha,
         "radii": _radii(radii), "measure": measure, "samples": samples, "attack": attack,
@@ -107,6 +110,8 @@ def _radii(text: str | None) -> tuple[float, ...] | None:
 
 def _spec(given: dict[str, Any], out: Path | None, *, resume: bool) -> CertifySpec:
     """The spec of the options; with --resume, of the run that lies in `out`, changed by the options."""
+    from poise.experiments.certify_spec import make_certify_spec, read_certify_spec
+
     if not resume:
         return make_certify_spec(**given)
     if out is None:
@@ -122,9 +127,12 @@ def _spec(given: dict[str, Any], out: Path | None, *, resume: bool) -> CertifySp
 def _command(spec: CertifySpec) -> str:
     """The command that repeats a run of this spec: what differs from the defaults.
 
+    >>> from poise.experiments.certify_spec import make_certify_spec
     >>> _command(make_certify_spec(samples=20, radii=(0.0, 0.5), attack=False))
     'poise certify --model builtin:digits --data builtin:digits --radii 0.0,0.5 --samples 20 --no-attack'
     """
+    from poise.experiments.certify_spec import make_certify_spec
+
     usual, words = make_certify_spec(), ["poise", "certify", "--model", spec.model, "--data", spec.data]
     for name, value in spec:
         if name in ("model", "data") or value == getattr(usual, name):
@@ -181,6 +189,8 @@ class Bar:
 
 def _show(summary: dict[str, Any]) -> None:
     """Prints what was certified, the table and the notes: whole where the output goes to a file or a pipe."""
+    from poise.report.certify_figures import about, head, notes, table_rows
+
     console = Console()
     console = console if console.is_terminal else Console(width=200)
     typer.echo(about(summary))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from poise import data as data_sources
-from poise import models
 from poise.cli.audit import resolve
 from poise.cli.options import (
+    DIGITS,
     BatchSize,
     Budget,
     Data,
@@ -35,18 +34,11 @@ from poise.cli.options import (
     repeat_command,
     resumable,
 )
-from poise.cli.progress import Bars
-from poise.defenses import DEFENSES, make, summaries
-from poise.defenses.export import OPSET
 from poise.errors import InputError, RunError
-from poise.experiments import AuditSpec
-from poise.experiments.audit_spec import DIGITS, make_spec
-from poise.experiments.defend import RECIPES, run_compare
-from poise.experiments.defend_export import SAMPLES, run_export, writer
-from poise.experiments.defend_figures import METRICS
-from poise.experiments.defend_fit import fit, from_logits, from_model, save
-from poise.experiments.defend_table import NAMES, NOTE, Block, blocks, cell, header
-from poise.types import OutputKind
+
+if TYPE_CHECKING:
+    from poise.experiments import AuditSpec
+    from poise.experiments.defend_table import Block
 
 HELP = """Fit, compare and export defences of a classifier's confidence."""
 
@@ -79,6 +71,11 @@ Example:
   poise defend export --model builtin:digits --defense ts.safetensors --out served.onnx
 """
 
+RECIPES = ("sa-mma", "standard")
+SAMPLES = 1000
+OPSET = 18
+"""Defaults that the help shows; those of `experiments.defend`, `experiments.defend_export` and `defenses.export`."""
+
 app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None)
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what lies at --out.")]
@@ -108,6 +105,10 @@ def fit_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
+    from poise.defenses import make
+    from poise.experiments.audit_spec import make_spec
+    from poise.experiments.defend_fit import fit, from_logits, from_model, save
+
     make(name)
     usual = make_spec(**_given(bootstrap=bootstrap, seed=seed, device=device, batch_size=batch_size))
     if out.suffix != ".safetensors":
@@ -118,6 +119,8 @@ def fit_command(
             raise InputError(f"logits: stand for the model's answers, must be given without --{given[0]}")
         held_out, measured = from_logits(logits, usual.seed)
     else:
+        from poise import models
+
         address = model or DIGITS
         target = models.load(address, device=usual.device, batch_size=usual.batch_size, on_note=_note)
         held_out, measured = from_model(
@@ -160,6 +163,11 @@ def compare_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print compare.json instead of the tables.")] = False,
     quiet: Quiet = False,
 ) -> None:
+    from poise.cli.progress import Bars
+    from poise.defenses import DEFENSES, summaries
+    from poise.experiments.defend import run_compare
+    from poise.experiments.defend_table import NOTE, blocks, header
+
     given = _given(
         model=model, data=data, fit_data=fit_data, recipes=names(recipes), defences=names(defenses),
         eps=number("eps", eps), norm=norm, budget=budget, steps=steps, samples=samples, seed=seed, device=device,
@@ -203,6 +211,11 @@ def export_command(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
+    from poise import data as data_sources
+    from poise import models
+    from poise.experiments.defend_export import run_export, writer
+    from poise.types import OutputKind
+
     writer(out, opset)
     _check_free(out, force=force)
     target = models.load(model or DIGITS, device=device or "cpu", on_note=_note)
@@ -239,6 +252,9 @@ def _check_free(path: Path, *, force: bool) -> None:
 
 
 def _fit_block(report: dict[str, Any]) -> Block:
+    from poise.experiments.defend_figures import METRICS
+    from poise.experiments.defend_table import NAMES, Block, cell
+
     lines = [(when, *(cell(report[when][metric]) for metric in METRICS)) for when in ("before", "after")]
     head = (report["defence"], *(NAMES[metric] for metric in METRICS))
     return Block(f"{report['defence']} on held-out data", head, lines, len(METRICS))
@@ -260,6 +276,8 @@ def _print_block(block: Block) -> None:
 
 def _command(spec: AuditSpec) -> str:
     """The command that repeats a comparison; what changes nothing in it is left out."""
+    from poise.experiments.audit_spec import make_spec
+
     unused = {"trace": False, "costs": None, "threshold": make_spec().threshold}
     words = shlex.split(repeat_command(spec.model_copy(update=unused)))
     words[1:2] = ["defend", "compare"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,13 +31,10 @@ from poise.cli.options import (
     repeat_command,
     resumable,
 )
-from poise.cli.progress import Bars
-from poise.detectors import DETECTORS
-from poise.experiments import AuditSpec
-from poise.experiments.audit_spec import make_spec
-from poise.experiments.detect import run_detect
-from poise.experiments.detect_spec import RECIPES, DetectOptions, make_options, read_options
-from poise.experiments.detect_table import NOTE, blocks, header
+
+if TYPE_CHECKING:
+    from poise.experiments import AuditSpec
+    from poise.experiments.detect_spec import DetectOptions
 
 HELP = """Fit detectors of attacked images on each attack and test them on all: Table 2 of the calibration attacks.
 
@@ -50,6 +47,10 @@ Examples:
 Unless attacks are named: Square and PGD, and their versions against the confidence. The folder holds an audit's run,
 whose finished attacks are reused, detect.json, detect.md and detect.tex.
 """
+
+DETECTORS = ("lid", "lid-apart", "mahalanobis", "input-mfs", "layer-mfs")
+RECIPES = ("square", "sa-uca", "sa-oca", "sa-mma", "pgd", "pgd-uca", "pgd-oca", "pgd-mma")
+"""Defaults that the help shows; those of `poise.detectors` and `experiments.detect_spec`."""
 
 
 def detect(
@@ -94,6 +95,11 @@ def detect(
     as_json: Annotated[bool, typer.Option("--json", help="Print detect.json instead of the tables.")] = False,
     quiet: Quiet = False,
 ) -> None:
+    from poise.cli.progress import Bars
+    from poise.experiments.detect import run_detect
+    from poise.experiments.detect_spec import make_options, read_options
+    from poise.experiments.detect_table import NOTE, blocks, header
+
     given = _given(
         model=model, data=data, recipes=names(recipes), eps=number("eps", eps), norm=norm, budget=budget, steps=steps,
         samples=samples, seed=seed, device=device, batch_size=batch_size, bootstrap=bootstrap,
@@ -132,6 +138,9 @@ def _numbers(texts: tuple[str, ...] | None) -> tuple[float | None, ...] | None:
 
 def _command(spec: AuditSpec, options: DetectOptions) -> str:
     """The command that repeats a run; what changes nothing in it is left out."""
+    from poise.experiments.audit_spec import make_spec
+    from poise.experiments.detect_spec import DetectOptions
+
     unused = {"trace": False, "costs": None, "threshold": make_spec().threshold, "defences": make_spec().defences}
     words = shlex.split(repeat_command(spec.model_copy(update=unused)))
     words[1:2] = ["detect"]

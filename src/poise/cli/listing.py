@@ -7,14 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from poise import data, defenses, detectors, models
 from poise.errors import one_of
-from poise.objectives import OBJECTIVES
-from poise.recipebook import PEERS, recipes
-from poise.recipebook.calibration import GOALS
-from poise.recipebook.queries import SCORES
-from poise.searches import SEARCHES
-from poise.training import training_recipes
 
 HELP = """Name what there is: recipes, objectives, searches, defenses, detectors, training, models or data.
 
@@ -30,20 +23,66 @@ def _first_line(part: object) -> str:
 
 
 def _recipes() -> dict[str, str]:
+    from poise.recipebook import PEERS, recipes
+    from poise.recipebook.calibration import GOALS
+    from poise.recipebook.queries import SCORES
+
     ours = {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in recipes().items()}
     composed = {f"{search}-GOAL": f"{search} for a GOAL: {', '.join(GOALS)}" for search in SCORES}
     return ours | composed | {name: f"{peer.summary} ({peer.paper}; needs extra peers)" for name, peer in PEERS.items()}
 
 
+def _objectives() -> dict[str, str]:
+    from poise.objectives import OBJECTIVES
+
+    return {name: _first_line(kind) for name, kind in OBJECTIVES.items()}
+
+
+def _searches() -> dict[str, str]:
+    from poise.searches import SEARCHES
+
+    return {name: _first_line(kind) for name, kind in SEARCHES.items()}
+
+
+def _defenses() -> dict[str, str]:
+    from poise import defenses
+
+    return defenses.summaries()
+
+
+def _detectors() -> dict[str, str]:
+    from poise import detectors
+
+    return detectors.summaries()
+
+
+def _training() -> dict[str, str]:
+    from poise.training import training_recipes
+
+    return {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in training_recipes().items()}
+
+
+def _models() -> dict[str, str]:
+    from poise import models
+
+    return models.names()
+
+
+def _data() -> dict[str, str]:
+    from poise import data
+
+    return data.names()
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "recipes": _recipes,
-    "objectives": lambda: {name: _first_line(kind) for name, kind in OBJECTIVES.items()},
-    "searches": lambda: {name: _first_line(kind) for name, kind in SEARCHES.items()},
-    "defenses": defenses.summaries,
-    "detectors": detectors.summaries,
-    "training": lambda: {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in training_recipes().items()},
-    "models": models.names,
-    "data": data.names,
+    "objectives": _objectives,
+    "searches": _searches,
+    "defenses": _defenses,
+    "detectors": _detectors,
+    "training": _training,
+    "models": _models,
+    "data": _data,
 }
 """What can be listed, and how."""
 

@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from poise.errors import InputError
-from poise.experiments.audit_spec import AuditSpec, make_spec
+
+if TYPE_CHECKING:
+    from poise.experiments import AuditSpec
+
+DIGITS = "builtin:digits"
 
 Model = Annotated[str | None, typer.Option(help="Where the model comes from.  [default: builtin:digits]")]
 Data = Annotated[str | None, typer.Option(help="Where the images come from.  [default: builtin:digits]")]
@@ -102,9 +106,12 @@ def free_folder(model: str, parent: Path = Path("runs")) -> Path:
 def repeat_command(spec: AuditSpec) -> str:
     """The command that repeats a run of this spec, in a folder of its own: what differs from the defaults.
 
+    >>> from poise.experiments.audit_spec import make_spec
     >>> repeat_command(make_spec(samples=60, recipes=("sa-mma", "pgd-mma")))
     'poise audit --model builtin:digits --data builtin:digits --recipes sa-mma,pgd-mma --samples 60'
     """
+    from poise.experiments.audit_spec import make_spec
+
     usual = make_spec(model=spec.model, data=spec.data, norm=spec.norm, view=spec.view, journal=spec.journal)
     usual = usual.model_copy(update={name: getattr(make_spec(), name) for name in ("norm", "view", "journal")})
     words = ["poise", "audit", "--model", spec.model, "--data", spec.data]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import polars as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from poise import metrics
-from poise.data import Dataset
-from poise.targets import Target
+if TYPE_CHECKING:
+    import polars as pl
+
+    from poise.data import Dataset
+    from poise.targets import Target
 
 
 class Bars:
@@ -67,6 +69,8 @@ class Bars:
         self._progress.update(self._task, completed=samples, spent=f"{queries:,} queries")
 
     def end(self, rows: pl.DataFrame) -> None:
+        from poise import metrics
+
         right = (rows["prediction_after"] == rows["label"]).to_numpy().astype(float)
         ece = metrics.ece(rows["confidence_after"].to_numpy(), right)
         mean = float(rows["queries"].to_numpy().mean())

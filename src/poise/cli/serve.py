@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise.cli.options import Device, Model
+from poise.cli.options import DIGITS, Device, Model
 from poise.errors import InputError
-from poise.experiments.audit_spec import DIGITS
-from poise.types import OutputKind
 
 if TYPE_CHECKING:
     from poise.serve import ServedModel
+    from poise.types import OutputKind
 
 HELP = """Serve a model, with its defence, over HTTP, so that an attack can be tried on the real thing.
 
@@ -28,8 +27,6 @@ Examples:
 
 Routes: GET /health, GET /metadata, POST /predict. Interrupt (Ctrl-C) or terminate it to stop.
 """
-
-OUTPUTS = {kind.value: kind for kind in (OutputKind.LOGITS, OutputKind.PROBABILITIES)}
 
 
 def serve(
@@ -84,9 +81,12 @@ def serve(
 
 
 def _kind(outputs: str | None) -> OutputKind | None:
-    if outputs is not None and outputs not in OUTPUTS:
+    from poise.types import OutputKind
+
+    kinds = {kind.value: kind for kind in (OutputKind.LOGITS, OutputKind.PROBABILITIES)}
+    if outputs is not None and outputs not in kinds:
         raise InputError(f"outputs: must be logits or probabilities, got '{outputs}'")
-    return None if outputs is None else OUTPUTS[outputs]
+    return None if outputs is None else kinds[outputs]
 
 
 def _token(name: str | None) -> str | None:

@@ -7,17 +7,17 @@ import shlex
 import tomllib
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from poise.cli.options import Data, Device, Model, Out, Quiet, Seed, free_folder, number, resumable
+from poise.cli.options import DIGITS, Data, Device, Model, Out, Quiet, Seed, free_folder, number, resumable
 from poise.errors import InputError, RunError
-from poise.experiments.train import run_train
-from poise.experiments.train_spec import TrainSpec, make_train_spec, read_train_spec
-from poise.training import training_recipe
+
+if TYPE_CHECKING:
+    from poise.experiments.train_spec import TrainSpec
 
 HELP = """Train a network by a recipe: plain, adversarial, or against attacks on its confidence.
 
@@ -31,8 +31,6 @@ Examples:
 `poise list training` names the recipes. The validation images (--val, or a tenth of the data) choose the epoch whose
 weights are kept in best.safetensors; the last line is the address to audit them by.
 """
-
-DIGITS = "builtin:digits"
 
 LearningRate = Annotated[str | None, typer.Option("--lr", help="Highest learning rate.  [default: the recipe's]")]
 Change = Annotated[
@@ -60,6 +58,8 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of lines.")] = False,
     quiet: Quiet = False,
 ) -> None:
+    from poise.experiments.train import run_train
+
     fixed = {"epochs": epochs, "batch_size": batch_size, "optimizer.lr": number("lr", lr)}
     changed = _changes(changes or []) | {key: value for key, value in fixed.items() if value is not None}
     where = {"device": device, "devices": devices, "workers": workers}
@@ -83,6 +83,9 @@ def _spec(
     recipe: str | None, changed: dict[str, Any], given: dict[str, Any], out: Path | None, resume: bool
 ) -> TrainSpec:
     """The spec asked for; with --resume and nothing else, the one in the folder."""
+    from poise.experiments.train_spec import make_train_spec, read_train_spec
+    from poise.training import training_recipe
+
     if resume and out is None:
         raise InputError("resume: needs --out, the folder of the run to go on with, got none")
     if resume and out is not None and recipe is None:

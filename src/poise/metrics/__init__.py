@@ -43,6 +43,7 @@ from poise.metrics.reliability_bins import Reliability, reliability
 from poise.metrics.resampling import Bootstrap, Interval, bootstrap
 from poise.metrics.selective import RiskCoverage, aurc, risk_coverage
 from poise.metrics.smooth import smooth_ece
+from poise.metrics.streamed import Streamed, StreamedIntervals, success_fail_streamed
 from poise.metrics.success_fail_curve import SuccessFail, success_fail
 
 __all__ = [
@@ -58,6 +59,8 @@ __all__ = [
     "QueryView",
     "Reliability",
     "RiskCoverage",
+    "Streamed",
+    "StreamedIntervals",
     "SuccessFail",
     "WorstCase",
     "accuracy_at_threshold",
@@ -99,6 +102,7 @@ __all__ = [
     "smooth_ece",
     "ssim",
     "success_fail",
+    "success_fail_streamed",
     "success_sum_over_all",
     "top_label_brier",
     "worst_case_threshold",

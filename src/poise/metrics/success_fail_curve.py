@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from poise.errors import InputError
 from poise.metrics._columns import TOLERANCE, FloatArray, answers, numbers, same_length, unit
 
-_BELOW_ZERO = float(np.nextafter(0.0, -1.0))
+BELOW_ZERO = float(np.nextafter(0.0, -1.0))
+"""The threshold that covers every row, where a confidence is exactly 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _share(confidence: NDArray[np.floating], threshold: FloatArray, n: int) -> F
 
 def _thresholds(clean: NDArray[np.floating], adv: NDArray[np.floating]) -> FloatArray:
     pooled = np.concatenate([clean, adv]).astype(np.float64)
-    last = 0.0 if pooled.min() > 0 else _BELOW_ZERO
+    last = 0.0 if pooled.min() > 0 else BELOW_ZERO
     return np.unique(np.append(pooled, [0.5, last]))[::-1]
 
 

@@ -1,15 +1,22 @@
-"""What is attacked: anything that answers with scores."""
+"""What is attacked: anything that answers with scores.
+
+The HTTP client and its schema checks are imported when `HttpTarget` is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from poise.targets.base import DifferentiableTarget, Target
 from poise.targets.bpda import BPDA
 from poise.targets.function import FunctionTarget
-from poise.targets.http import HttpTarget
 from poise.targets.journal import Journal
 from poise.targets.module import ModuleTarget, Normalize
 from poise.targets.onnx import OnnxTarget
 from poise.targets.onnx_file import onnx_fingerprint
 from poise.targets.purse import Purse
 from poise.targets.views import LabelsOnly, Probabilities, Rounded, TopK, view
+
+if TYPE_CHECKING:
+    from poise.targets.http import HttpTarget
 
 __all__ = [
     "BPDA",
@@ -29,3 +36,15 @@ __all__ = [
     "onnx_fingerprint",
     "view",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HttpTarget":
+        from poise.targets.http import HttpTarget
+
+        return HttpTarget
+    raise AttributeError(f"module 'poise.targets' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from poise.defenses.posthoc.remap import Remainder, TopScore, interpolate
@@ -48,6 +47,8 @@ class Isotonic(TopScore):
         self.register_buffer("accuracies", torch.zeros(0, dtype=torch.float64))
 
     def _learn(self, odds: Tensor, hits: Tensor) -> None:
+        from sklearn.isotonic import IsotonicRegression
+
         fitted = IsotonicRegression(y_min=0, y_max=1).fit(odds.sigmoid().cpu().numpy(), hits.double().cpu().numpy())
         for name, values in (("scores", fitted.X_thresholds_), ("accuracies", fitted.y_thresholds_)):
             setattr(self, name, torch.from_numpy(np.array(values)).to(odds))

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from poise.defenses.base import PoiseWarning
@@ -93,6 +92,8 @@ def _best(x: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, f
         return math.inf, math.nan
     if target.min() == 0 and x[hit].max() <= x[~hit].min():
         return -math.inf, math.nan
+    from sklearn.linear_model import LogisticRegression
+
     regression = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000)
     # A target between 0 and 1 is a hit and a miss that share the weight of one sample.
     middle, spread = x.mean(), x.std()

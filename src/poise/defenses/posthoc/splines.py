@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from poise.defenses.posthoc.remap import Remainder, TopScore, interpolate
@@ -92,6 +91,8 @@ def _recalibrated(
     distinct, index, count = np.unique(s, return_inverse=True, return_counts=True)
     new = np.clip(np.bincount(index, new) / count, 0, 1)
     if monotone:
+        from sklearn.isotonic import IsotonicRegression
+
         # "clip": scores closer than 1e-15 are pooled, and the largest may then lie outside of the fitted range.
         new = IsotonicRegression(out_of_bounds="clip").fit_transform(distinct, new, sample_weight=count)
     return heights, distinct, np.asarray(new, dtype=np.float64)

@@ -40,7 +40,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,serve,train,explain,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,serve,train,explain,ray,docs,dev]'
 	touch $@ $(VENV)/.core
 
 $(VENV)/.bench: $(VENV)/.all  # in a folder of its own and without its pins, which contradict the documentation's

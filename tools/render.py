@@ -1,4 +1,4 @@
-"""Renders every figure in README.md and docs/ from the result tables in results/.
+"""Renders every figure in README.md and docs/ from the result tables in results/ and leaderboard/.
 
     python tools/render.py            # writes the blocks
     python tools/render.py --check    # exit code 1 where a block differs from what the results say
@@ -198,7 +198,10 @@ FIGURES: dict[str, Callable[[], str]] = {
     **runpy.run_path(str(ROOT / "tools" / "certify_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "defence_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "detect_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "leaderboard_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "query_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "training_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "paper_pages.py"))["FIGURES"],
 }
 
 

@@ -61,5 +61,5 @@ def test_what_does_not_fit_is_one_line(folder: Path, kind: str) -> None:
 def test_a_broken_gzip_is_one_line(folder: Path) -> None:
     path = folder / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(InputError, match="must be a readable IDX file|damaged"):
+    with pytest.raises(InputError, match=r"must be a readable IDX file|damaged"):
         data.load(f"idx:{folder}")

@@ -1,4 +1,10 @@
-"""The command's entry: puts the commands together and turns every expected error into one line and exit code 2."""
+"""The command's entry: finds the command asked for, and turns every expected error into one line and exit code 2.
+
+A command is a module of this package and a line in `COMMANDS`. Only the module that is asked for is imported, so that
+`poise --help` answers at once. The module gives `HELP` and either `app`, a `typer.Typer` with sub-commands, or a
+function of the module's own name; what it needs of torch it imports inside that function, so that its own help is as
+quick.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +12,77 @@ import io
 import os
 import sys
 import warnings
+from importlib import import_module
 from typing import Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
-from poise.cli import attack, audit, certify, defend, detect, listing, serve, train
 from poise.errors import PoiseError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "audit": ("audit", "Attack a classifier's confidence and write a report."),
+    "attack": ("attack", "Run one attack and keep its images and its result table."),
+    "train": ("train", "Train a network by a recipe: plain, adversarial, or against attacks on its confidence."),
+    "detect": (
+        "detect",
+        "Fit detectors of attacked images on each attack and test them on all: Table 2 of the calibration attacks.",
+    ),
+    "certify": (
+        "certify",
+        "Certify the confidence of a classifier smoothed with Gaussian noise, and attack it within the same radii.",
+    ),
+    "bench": ("bench", "Run the tables and figures of the papers, and show them beside the published numbers."),
+    "serve": (
+        "serve",
+        "Serve a model, with its defence, over HTTP, so that an attack can be tried on the real thing.",
+    ),
+    "list": (
+        "listing",
+        "Name what there is: recipes, objectives, searches, defenses, detectors, training, models, data, experiments.",
+    ),
+    "defend": ("defend", "Fit, compare and export defences of a classifier's confidence."),
+}
+"""Name → module of `poise.cli`, and the first line of that module's HELP; in the order of `poise --help`."""
 
 UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """Base of the parser's own errors: click's, or that of the copy of click which newer versions of typer carry."""
 
+
+class _Lazy(TyperGroup):
+    """Lists the commands from the table, and imports one where it is to run or to show its own help."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name is None else load(name), rest
+
+
+def load(name: str) -> Any:
+    """Imports a command of the table; returns the parser's object for it."""
+    module = import_module(f"poise.cli.{COMMANDS[name][0]}")
+    parts: typer.Typer | None = getattr(module, "app", None)
+    if parts is None:
+        parts = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        parts.command(name)(getattr(module, COMMANDS[name][0]))
+    command: Any = typer.main.get_command(parts)
+    command.help = module.HELP
+    return command
+
+
+def _not_loaded() -> None:
+    """Stands for a command in the list of all; `_Lazy` puts the real one in its place before it is called."""
+
+
 app = typer.Typer(
     name="poise",
+    cls=_Lazy,
     help="Attack, defend and audit the confidence of image classifiers.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("audit", help=audit.HELP)(audit.audit)
-app.command("attack", help=attack.HELP)(attack.attack)
-app.add_typer(defend.app, name="defend", help=defend.HELP)
-app.command("train", help=train.HELP)(train.train)
-app.command("detect", help=detect.HELP)(detect.detect)
-app.command("certify", help=certify.HELP)(certify.certify)
-app.command("serve", help=serve.HELP)(serve.serve)
-app.command("list", help=listing.HELP)(listing.listing)
+for _name, (_, _summary) in COMMANDS.items():
+    app.command(_name, help=_summary)(_not_loaded)
 
 
 @app.callback(invoke_without_command=True)

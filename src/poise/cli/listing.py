@@ -9,7 +9,7 @@ import typer
 
 from poise.errors import one_of
 
-HELP = """Name what there is: recipes, objectives, searches, defenses, detectors, training, models or data.
+HELP = """Name what there is: recipes, objectives, searches, defenses, detectors, training, models, data, experiments.
 
 \b
 Example:
@@ -74,6 +74,12 @@ def _data() -> dict[str, str]:
     return data.names()
 
 
+def _experiments() -> dict[str, str]:
+    from poise.experiments.bench.catalog import summaries
+
+    return summaries()
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "recipes": _recipes,
     "objectives": _objectives,
@@ -83,6 +89,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "training": _training,
     "models": _models,
     "data": _data,
+    "experiments": _experiments,
 }
 """What can be listed, and how."""
 

@@ -42,8 +42,9 @@ def load(uri: str, *, split: str | None = None, samples: int | None = None, offs
     would all be of one class; parts with different offsets never overlap, and ids still name the rows.
 
     Args:
-        uri: `builtin:digits`, `npz:FILE`, `folder:DIR`, `idx:DIR` or `torchvision:NAME?root=DIR`, with query keys. Every address
-            takes `part=train|val|test&fractions=80:10:10` (see `split`), `longtail=0.01` (see `long_tail`) and `seed`.
+        uri: `builtin:digits`, `npz:FILE`, `folder:DIR`, `idx:DIR` or `torchvision:NAME?root=DIR`, with query keys.
+            Every address takes `part=train|val|test&fractions=80:10:10` (see `split`), `longtail=0.01` (see
+            `long_tail`) and `seed`.
         split: the same as the query key `split`.
         samples: at most this many images; all where None.
         offset: images to leave out first, in [0, number of images).

@@ -1,0 +1,1 @@
+"""Tables and figures of papers as files: a TOML spec → cells → shards that are computed once → one table."""

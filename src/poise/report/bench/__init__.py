@@ -1,0 +1,1 @@
+"""Figures of `poise bench` results, drawn from their tables alone."""

@@ -1,0 +1,94 @@
+"""Figures of the query-efficiency benchmark (results/query_efficiency.json)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).resolve().parent.parent / "results" / "query_efficiency.json"
+COLUMNS = (10, 20, 30, 40, 50, 100, 200, 1000)
+
+
+def _found() -> Any:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *(["---:"] * (len(head) - 1))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
+
+
+def _count(entry: list[float | None]) -> str:
+    value, low, high = ("never" if number is None else f"{number:,.0f}" for number in entry)
+    return f"{value} [{low}, {high}]"
+
+
+def _percent(entry: list[float]) -> str:
+    value, low, high = (f"{100 * number:.1f}" for number in entry)
+    return f"{value} % [{low}, {high}]"
+
+
+def _reach() -> str:
+    """Queries to reach ECE 0.2, 0.3 and the ECE of SA-MMA after 1,000 queries."""
+    head = ["queries to reach ECE", "images × seeds", "0.2", "0.3", "of SA-MMA after 1,000", "ratio at the last"]
+    rows = []
+    for network, row in _found()["compared"].items():
+        size = f"{row['samples']} × {row['seeds']}"
+        for who, name in (("theirs", "`sa-mma`"), ("ours", "`learned-squares`")):
+            last = "1,000" if who == "theirs" else _count(row["ours last"])
+            ratio = "" if who == "theirs" else "**{:.1f}** [{:.1f}, {:.1f}]".format(*row["ratio"])
+            level = f"{last} ({row['ece theirs'][0]:.3f})"
+            rows.append(
+                [f"{network}, {name}", size, _count(row[f"{who} 0.2"]), _count(row[f"{who} 0.3"]), level, ratio]
+            )
+    return _table(head, rows)
+
+
+def _share() -> str:
+    """ECE after 1,000 queries as a share of the bound."""
+    rows = [
+        [network, f"{row['bound']:.3f}", _percent(row["share theirs"]), _percent(row["share ours"])]
+        for network, row in _found()["compared"].items()
+    ]
+    return _table(["ECE after 1,000 queries, share of the bound", "bound", "`sa-mma`", "`learned-squares`"], rows)
+
+
+def _curve() -> str:
+    """ECE over queries, mean of the seeds."""
+    rows, found = [], _found()
+    for network in found["compared"]:
+        for name in ("sa-mma", "learned-squares"):
+            seeds = [
+                row for row in found["rows"] if (row["part"], row["network"], row["name"]) == ("main", network, name)
+            ]
+            at = [[row["ece"][row["checkpoints"].index(count)] for row in seeds] for count in COLUMNS]
+            rows.append([f"{network}, `{name}`", *(f"{sum(values) / len(values):.3f}" for values in at)])
+    return _table(["ECE after queries", *(f"{count:,}" for count in COLUMNS)], rows)
+
+
+def _ablation() -> str:
+    """ECE as a share of the bound after 40 and 200 queries, one thing changed at a time."""
+    rows = [row for row in _found()["rows"] if row["part"] == "ablation"]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    by = {(row["name"], row["network"]): row for row in rows}
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    body = []
+    for name in names:
+        cells = [name]
+        for network in networks:
+            row = by.get((name, network))
+            for count in (40, 200):
+                share = None if row is None else row["ece"][row["checkpoints"].index(count)] / row["bound"]
+                cells.append("–" if share is None else f"{100 * share:.1f} %")
+        body.append(cells)
+    return _table(["share of the bound", *(f"{at}, {count}" for at in networks for count in (40, 200))], body)
+
+
+FIGURES: dict[str, Callable[[], str]] = {
+    "queries-reach": _reach,
+    "queries-share": _share,
+    "queries-curve": _curve,
+    "queries-ablation": _ablation,
+}

@@ -37,7 +37,8 @@ def _reach() -> str:
     for network, row in _found()["compared"].items():
         size = f"{row['samples']} × {row['seeds']}"
         for who, name in (("theirs", "`sa-mma`"), ("ours", "`learned-squares`")):
-            last = "1,000" if who == "theirs" else _count(row["ours last"])
+            near = "1,000, 98 % of it {:,.0f}".format(row["theirs near last"][0])
+            last = near if who == "theirs" else _count(row["ours last"])
             ratio = "" if who == "theirs" else "**{:.1f}** [{:.1f}, {:.1f}]".format(*row["ratio"])
             level = f"{last} ({row['ece theirs'][0]:.3f})"
             rows.append(
@@ -59,10 +60,11 @@ def _curve() -> str:
     """ECE over queries, mean of the seeds."""
     rows, found = [], _found()
     for network in found["compared"]:
-        for name in ("sa-mma", "learned-squares"):
-            seeds = [
-                row for row in found["rows"] if (row["part"], row["network"], row["name"]) == ("main", network, name)
-            ]
+        mine = [row for row in found["rows"] if (row["part"], row["network"]) == ("main", network)]
+        names = ("sa-mma", "learned-squares")
+        common = set.intersection(*({row["seed"] for row in mine if row["name"] == name} for name in names))
+        for name in names:
+            seeds = [row for row in mine if row["name"] == name and row["seed"] in common]
             at = [[row["ece"][row["checkpoints"].index(count)] for row in seeds] for count in COLUMNS]
             rows.append([f"{network}, `{name}`", *(f"{sum(values) / len(values):.3f}" for values in at)])
     return _table(["ECE after queries", *(f"{count:,}" for count in COLUMNS)], rows)

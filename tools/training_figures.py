@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "training"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "training"
+PRINTED = ROOT / "src" / "poise" / "experiments" / "published.csv"
 PUBLISHED = {
     "standard": "none",
     "at": "AT",
@@ -34,12 +36,11 @@ def _rows(name: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _published(paper: str, table: str, model: str) -> dict[tuple[str, str, str], str]:
+def _published(paper: str, table: str, model: str, dataset: str = "CIFAR-10") -> dict[tuple[str, str, str], str]:
     """(defence, attack, metric) to the printed value."""
-    with (RESULTS / "published.csv").open(encoding="utf-8") as file:
-        rows = [
-            row for row in csv.DictReader(file) if (row["paper"], row["table"], row["model"]) == (paper, table, model)
-        ]
+    wanted = {"paper": paper, "table": table, "model": model, "dataset": dataset}
+    with PRINTED.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if all(row[key] == value for key, value in wanted.items())]
     return {(row["defence"], row["attack"], row["metric"]): row["value"] for row in rows}
 
 
@@ -109,7 +110,7 @@ def _by_attack(
 
 def calibration(name: str) -> str:
     """ECE before and after SA-MMA of the training rows of the calibration paper's Table 4."""
-    found, printed = _rows(name), _published("calibration-attacks", "T4", "ResNet-50")
+    found, printed = _rows(name), _published("calibration-attacks", "T4", "ResNet-50", "CIFAR-100")
     body = []
     for recipe, rows in found.items():
         known = PUBLISHED.get(recipe, "?")

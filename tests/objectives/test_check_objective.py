@@ -20,6 +20,7 @@ from poise.objectives import (
     ConfSmooth,
     KeepLabel,
     Margin,
+    Moved,
     Targeted,
     ThroughTemperature,
     TowardsClass,
@@ -30,6 +31,7 @@ from poise.types import Access, Outputs
 
 SPECIAL = {
     "KeepLabel": [KeepLabel(UCA()), KeepLabel(UCA(), 0.0)],
+    "Moved": [Moved(UCA(), 0.1), Moved(KeepLabel(OCA()), 0.3)],
     "TowardsClass": [TowardsClass(1)],
     "ThroughTemperature": [ThroughTemperature(UCA(), 3.0), ThroughTemperature(KeepLabel(OCA()), 0.2)],
 }

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from poise import defenses
 from poise.errors import InputError, RunError
 from poise.experiments.costs import Costs
-from poise.recipebook import NORMS, RECIPES, ball, check_eight_bit, recipe
+from poise.recipebook import RECIPES, ball, check_eight_bit, check_norm, recipe
 from poise.spec import refusal, to_toml
 from poise.targets.purse import check_limits
 from poise.types import Access
@@ -108,9 +108,7 @@ class AuditSpec(BaseModel):
     @field_validator("norm")
     @classmethod
     def _known_norm(cls, name: str) -> str:
-        if name not in NORMS:
-            raise InputError(f"norm must be one of {', '.join(sorted(NORMS))}, got '{name}'")
-        return name
+        return check_norm(name)
 
     def model_post_init(self, context: Any) -> None:
         """Refuses what cannot be meant together, before anything is loaded."""

@@ -64,6 +64,31 @@ class Bound:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Around(Bound):
+    """Another bound goal in every respect; wrappers change one of them."""
+
+    inner: Bound
+
+    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.inner.loss(outputs, ids)
+
+    def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
+        return self.inner.aimed(outputs, ids, aim)
+
+    def aside(self, outputs: Outputs, ids: Tensor) -> Tensor | None:
+        return self.inner.aside(outputs, ids)
+
+    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.inner.merit(outputs, ids)
+
+    def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.inner.accept(outputs, ids)
+
+    def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
+        return self.inner.done(outputs, ids)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelKeeping(Bound):
     """A goal whose results keep the clean prediction."""
 

@@ -7,36 +7,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from poise.errors import InputError
-from poise.objectives.base import Bound, Objective, probability_gap
+from poise.objectives.base import Around, Bound, Objective, probability_gap
 from poise.rng import Rng
 from poise.types import Access, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept(Bound):
-    inner: Bound
+class _Kept(Around):
     label_margin: float
-
-    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.loss(outputs, ids)
-
-    def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
-        return self.inner.aimed(outputs, ids, aim)
-
-    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.merit(outputs, ids)
-
-    def aside(self, outputs: Outputs, ids: Tensor) -> Tensor | None:
-        return self.inner.aside(outputs, ids)
 
     def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
         kept = outputs.labels == self.k[ids]
         if self.label_margin > 0:
             kept = kept & (probability_gap(outputs, self.k[ids]) > self.label_margin)
         return kept & self.inner.accept(outputs, ids)
-
-    def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.done(outputs, ids)
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from poise.errors import InputError
-from poise.objectives.base import Bound, Objective, of_class
+from poise.objectives.base import Around, Bound, Objective, of_class
 from poise.rng import Rng
 from poise.types import Access, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Moved(Bound):
-    inner: Bound
+class _Moved(Around):
     clean: Tensor
     by: float
-
-    def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.loss(outputs, ids)
-
-    def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
-        return self.inner.aimed(outputs, ids, aim)
-
-    def aside(self, outputs: Outputs, ids: Tensor) -> Tensor | None:
-        return self.inner.aside(outputs, ids)
-
-    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.merit(outputs, ids)
-
-    def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.accept(outputs, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
         change = of_class(outputs.probabilities, self.k[ids]) - self.clean[ids]

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from poise.errors import InputError
-from poise.objectives.base import Bound, Objective
+from poise.objectives.base import Around, Bound, Objective
 from poise.rng import Rng
 from poise.types import Access, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Through(Bound):
-    inner: Bound
+class _Through(Around):
     temperature: float
 
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
@@ -24,18 +23,6 @@ class _Through(Bound):
 
     def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
         return self.inner.aimed(_at(outputs, self.temperature), ids, aim)
-
-    def aside(self, outputs: Outputs, ids: Tensor) -> Tensor | None:
-        return self.inner.aside(outputs, ids)
-
-    def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.merit(outputs, ids)
-
-    def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.accept(outputs, ids)
-
-    def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return self.inner.done(outputs, ids)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from poise.constraints import Box
 from poise.constraints.eight_bit import EightBit
 from poise.errors import InputError, one_of
 from poise.recipebook import calibration, classic, peers, queries, standard
-from poise.recipebook.base import NORMS, Recipe, Setting, ball
+from poise.recipebook.base import NORMS, Recipe, Setting, ball, check_norm
 from poise.targets.base import Target
 from poise.types import AttackResult
 
@@ -23,6 +23,7 @@ __all__ = [
     "Setting",
     "ball",
     "check_eight_bit",
+    "check_norm",
     "recipe",
     "recipes",
     "run_recipe",

@@ -20,11 +20,20 @@ NORMS: dict[str, Callable[[float], Constraint]] = {"linf": Linf, "l2": L2}
 """Balls by the name of their norm."""
 
 
+def check_norm(name: str) -> str:
+    """The name of a norm of `NORMS`, as it is.
+
+    Raises:
+        InputError: it is none.
+    """
+    if name not in NORMS:
+        raise InputError(f"norm must be one of {', '.join(sorted(NORMS))}, got '{name}'")
+    return name
+
+
 def ball(norm: str, eps: float) -> Constraint:
     """The constraint of radius eps in the norm of that name ("linf" or "l2")."""
-    if norm not in NORMS:
-        raise InputError(f"norm must be one of {', '.join(sorted(NORMS))}, got '{norm}'")
-    return NORMS[norm](eps)
+    return NORMS[check_norm(norm)](eps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,19 @@ from typing import Literal
 from poise.objectives import MMA, OCA, KeepLabel, MinConfidence, Objective, RandomConfidence
 from poise.objectives.lowest import GAP, GOAL
 from poise.recipebook.base import Recipe, Setting
-from poise.searches import ACE, APGD, AdaptivePGD, Aimed, Cascade, ConfidencePGD, NewtonFool, Search, Square, Stage
+from poise.searches import (
+    ACE,
+    APGD,
+    AdaptivePGD,
+    Aimed,
+    Cascade,
+    ConfidencePGD,
+    LearnedSquares,
+    NewtonFool,
+    Search,
+    Square,
+    Stage,
+)
 
 STEPS = 100
 """Gradient steps of the walk and the landing together."""
@@ -80,6 +92,13 @@ GOALS: dict[str, tuple[str, Objective]] = {
 }
 
 RECIPES = (
+    Recipe(
+        "learned-squares",
+        "maximum miscalibration, black box with few queries (random squares, a learned response of all logits)",
+        PAPER,
+        KeepLabel(GOALS[""][1]),
+        lambda setting: LearnedSquares(),
+    ),
     *(
         Recipe(
             f"standard{name}", f"{goal}, the strongest of white and black box", PAPER, KeepLabel(objective), standard

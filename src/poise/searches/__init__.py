@@ -12,6 +12,7 @@ from poise.searches.crossing_square import CrossingSquare
 from poise.searches.decision import Boundary, HopSkipJump, RamBo
 from poise.searches.every_class import EveryClass
 from poise.searches.fab import FAB
+from poise.searches.learned_squares import LearnedSquares
 from poise.searches.momentum import MomentumPGD
 from poise.searches.negative import Negative
 from poise.searches.nes import NES, SPSA
@@ -27,7 +28,8 @@ from poise.searches.square import Square
 SEARCHES = {
     kind.__name__: kind
     for kind in (
-        Square, CrossingSquare, PGD, DropoutPGD, AdaptivePGD, MomentumPGD, APGD, ConfidencePGD, ACE, NewtonFool, FAB,
+        Square, CrossingSquare, LearnedSquares,
+        PGD, DropoutPGD, AdaptivePGD, MomentumPGD, APGD, ConfidencePGD, ACE, NewtonFool, FAB,
         HopSkipJump, Boundary, RamBo, QueryNet,
         SimBA, SignHunter, NES, SPSA, Bandits,
         Noise, Negative, EveryClass, Cascade, Aimed,
@@ -56,6 +58,7 @@ __all__ = [
     "DropoutPGD",
     "EveryClass",
     "HopSkipJump",
+    "LearnedSquares",
     "MomentumPGD",
     "Negative",
     "NewtonFool",

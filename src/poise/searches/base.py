@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poise.constraints.base import Box, Constraint
 from poise.rng import Rng
-from poise.types import Access
+from poise.types import Access, Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,18 @@ class Reply:
         accept: (m,) bool, the point would do as a result.
         active: (n,) bool, samples neither done nor out of budget; a search asks for these alone.
         grad: (m, C, H, W) or None.
+        outputs: the answers themselves, where the driver hands them on; valid until the next ask.
     """
 
     loss: Tensor
     accept: Tensor
     active: Tensor
     grad: Tensor | None = None
+    outputs: Outputs | None = None
+
+
+Judge = Callable[[Outputs, Tensor, Tensor | None], Tensor]
+"""The goal's loss (m,) of answers, for the samples ids (m,) and an aim as in `Ask`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class Problem:
         best: (n, C, H, W), the driver's own best points so far, to be read; a search may begin there.
         merit: (n,) their merit, +inf before the clean points are answered.
         goal: the least access that the goal needs; a search for labels alone refuses goals that need more.
+        judge: the goal's loss of answers that nobody gave, for an attacker knows its own goal; costs no query. Defined
+            once the clean points are answered.
     """
 
     clean: Tensor
@@ -86,6 +94,7 @@ class Problem:
     best: Tensor
     merit: Tensor
     goal: Access = Access.LABELS
+    judge: Judge | None = None
 
     @property
     def everyone(self) -> Tensor:

@@ -127,7 +127,12 @@ class Driver:
         merit = clean.new_full(over.shape, torch.inf, dtype=exact(clean.device))
         classes, best = self.target.num_classes, clean.clone()
         goal = self.objective.access
-        problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit, goal)
+        bound: list[Bound] = []
+
+        def judge(outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Tensor:
+            return _loss(bound[0], outputs, ids, aim)
+
+        problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit, goal, judge)
         steps = steps_of(self.search, problem)
         with self.target.session(self.seed), closing(steps):
             ask = next(steps, None)
@@ -136,6 +141,7 @@ class Driver:
                     f"{type(self.search).__name__}: the first points a search asks for must be the clean ones"
                 )
             run, reply = self._begin(problem, ask)
+            bound.append(run.bound)
             answered = 1
             self._tell(run, ask, answered)
             while (ask := _next(steps, reply)) is not None and self._may_go_on(ask, run):
@@ -212,7 +218,7 @@ class Driver:
         loss = goal.loss(outputs, ids)
         if self.trace:
             _keep_trace(run, ask, outputs, loss)
-        return run, Reply(loss, goal.accept(outputs, ids), _active(run), gradient)
+        return run, Reply(loss, goal.accept(outputs, ids), _active(run), gradient, outputs)
 
     def _answer(self, ask: Ask, run: Run) -> Reply:
         """Answers what the budget allows; points beyond it come back with an infinite loss, unasked."""
@@ -232,7 +238,12 @@ class Driver:
         if answered.grad is not None:
             gradient = torch.zeros_like(ask.x)
             gradient[affordable] = answered.grad
-        return Reply(loss, accept, answered.active, gradient)
+        outputs = None
+        if answered.outputs is not None:
+            scores = answered.outputs.scores.new_zeros(len(ask.ids), answered.outputs.scores.shape[1])
+            scores[affordable] = answered.outputs.scores
+            outputs = Outputs(scores, answered.outputs.kind)
+        return Reply(loss, accept, answered.active, gradient, outputs)
 
     def _evaluate(self, ask: Ask, run: Run) -> Reply:
         ids, bound, gradient = ask.ids, run.bound, None
@@ -258,7 +269,7 @@ class Driver:
             _record(ask, run, outputs, accept)
         if self.trace:
             _keep_trace(run, ask, outputs, loss)
-        return Reply(loss, accept, _active(run), gradient)
+        return Reply(loss, accept, _active(run), gradient, outputs)
 
 
 def _next(steps: Steps, reply: Reply) -> Ask | None:

@@ -259,3 +259,15 @@ def test_ten_thousand_shards_are_scheduled_quickly(spec: BenchSpec, tmp_path: Pa
     began = time.process_time()
     assert run_bench(plan, open_store(str(tmp_path)), Nothing(), Quiet()).ran == 1000
     assert time.process_time() - began < 5  # 200 a second of processor time
+
+
+def test_a_run_into_a_url_gives_the_same_table(plan: Plan, finished: LocalStore) -> None:
+    store = open_store("memory://a-run-of-poise-bench")
+    try:
+        assert run_bench(plan, store, Local(), Quiet()).ran == 6
+        assert run_bench(plan, store, Local(), Quiet()).ran == 0
+        at = status(plan, store)
+        assert (at.done, at.failed, at.running) == (6, {}, [])
+        assert_frame_equal(tidy(plan, store), tidy(plan, finished))
+    finally:
+        store.system.store.clear()  # type: ignore[attr-defined]

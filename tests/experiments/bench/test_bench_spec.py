@@ -13,6 +13,7 @@ from poise.experiments.bench.plan import Place, make_plan
 from poise.experiments.bench.published import table
 from poise.experiments.bench.reduce import METRICS
 from poise.experiments.bench.spec import PROFILES, read_bench_spec
+from poise.experiments.bench.trends import judge
 
 
 def written(folder: Path, text: str) -> Path:
@@ -112,3 +113,14 @@ def test_the_full_profile_has_the_papers_own_cells(name: str) -> None:
     theirs = {(row["dataset"], row["model"], row["defence"]) for row in rows.iter_rows(named=True)}
     assert theirs - ours == set()
     assert set(rows["attack"].to_list()) - attacks == set()
+
+
+@pytest.mark.parametrize("name", [name for name in names() if shipped(name).key and shipped(name).trends])
+def test_a_trend_is_in_the_papers_own_numbers(name: str) -> None:
+    """What a spec says that the paper shows holds in most of its published rows, wherever it printed them."""
+    spec = shipped(name)
+    rows = table(spec.paper, spec.key)
+    for trend in spec.trends:
+        found = judge(trend, rows)
+        assert found.of, f"{trend.text}: no published row can show it"
+        assert found.holds > found.of / 2, f"{trend.text}: {found.holds} of {found.of}, not in {found.against}"

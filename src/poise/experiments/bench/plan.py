@@ -118,13 +118,10 @@ class Cell:
     @property
     def keys(self) -> Plain:
         """What the rows of this cell are called in tables."""
-        defence = self.defence.name
-        if self.victim.defence != "none":
-            defence = self.victim.defence if defence == "none" else f"{self.victim.defence}-{defence}"
         return {
             "dataset": self.victim.dataset,
             "model": self.victim.model,
-            "defence": defence,
+            "defence": _defence_name(self.victim, self.defence),
             "attack": "none" if self.attack is None else self.attack.name,
             "norm": self.norm,
             "eps": self.eps,
@@ -137,6 +134,13 @@ class Cell:
     def budgeted(self) -> bool:
         """The attack is limited by queries, not by gradient steps."""
         return self.attack is not None and not _by_gradients(self.attack.recipe)
+
+
+def _defence_name(victim: Victim, defence: Defence) -> str:
+    """What the weights carry and what stands behind them, as one name."""
+    if victim.defence == "none":
+        return defence.name
+    return victim.defence if defence.name == "none" else f"{victim.defence}-{defence.name}"
 
 
 def _by_gradients(name: str) -> bool:
@@ -219,6 +223,8 @@ def _cells(
     whole = spec.task in ("detect", "explain")
     attacks: tuple[Attack | None, ...] = (None,) if whole or not profile.attacks else profile.attacks
     for attack in attacks:
+        if attack is not None and attack.only is not None and _defence_name(victim, defence) not in attack.only:
+            continue
         for eps in _radii(profile, victim, attack):
             for budget in _budgets(profile, attack):
                 norm = (attack.norm if attack is not None else None) or profile.norm
@@ -271,11 +277,11 @@ def _settings(
         "batch_size": profile.batch_size,
     }
     if attack is not None:
-        found["attack"] = attack.model_dump(exclude={"name", "published", "norm", "eps", "budget", "steps"})
+        found["attack"] = attack.model_dump(exclude={"name", "published", "norm", "eps", "budget", "steps", "only"})
         found["recipe"] = _described(attack, norm, eps, budget, steps)
     elif profile.attacks:
         found["attacks"] = [
-            one.model_dump(exclude={"published"})
+            one.model_dump(exclude={"published", "only"})
             | {"described": _described(one, one.norm or norm, one.eps or eps, one.budget or budget, one.steps or steps)}
             for one in profile.attacks
         ]

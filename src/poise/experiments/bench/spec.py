@@ -24,7 +24,7 @@ from poise.objectives import (
     ProbabilityMargin,
     Targeted,
 )
-from poise.recipebook import NORMS
+from poise.recipebook import check_norm
 from poise.recipebook import recipe as recipe_named
 from poise.spec import refusal
 
@@ -115,6 +115,7 @@ class Attack(Part):
         norm, eps, budget, steps: where they differ from the profile's.
         objective: another objective than the recipe's, by its class name. through: the attacker's own temperature.
         moves: stop as soon as the confidence has moved by this much.
+        only: names of the defences, as the table calls them, that it is run against; None for all.
         against: the model that the search sees: with the defence behind it, or bare (what it finds is then shown to
             the defended one).
         published: as of a victim.
@@ -129,6 +130,7 @@ class Attack(Part):
     objective: str | None = None
     through: Positive | None = None
     moves: Positive | None = None
+    only: tuple[str, ...] | None = None
     against: Literal["defended", "bare"] = "defended"
     published: dict[str, str] = Field(default_factory=dict)
 
@@ -148,9 +150,7 @@ class Attack(Part):
     @field_validator("norm")
     @classmethod
     def _known_norm(cls, name: str | None) -> str | None:
-        if name is not None and name not in NORMS:
-            raise InputError(f"norm must be one of {', '.join(sorted(NORMS))}, got '{name}'")
-        return name
+        return None if name is None else check_norm(name)
 
 
 class Defence(Part):
@@ -228,9 +228,7 @@ class Profile(Part):
     @field_validator("norm")
     @classmethod
     def _known_norm(cls, name: str) -> str:
-        if name not in NORMS:
-            raise InputError(f"norm must be one of {', '.join(sorted(NORMS))}, got '{name}'")
-        return name
+        return check_norm(name)
 
     @field_validator("victims", "eps", "budgets", "seeds", "defences")
     @classmethod

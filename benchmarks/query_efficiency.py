@@ -1,0 +1,212 @@
+"""How many queries a black-box attack on the calibration needs: `learned-squares` beside `sa-mma`, and its ablation.
+
+    python benchmarks/query_efficiency.py [--json FILE] [--networks NAME,...] [--seeds 0,1,2]
+
+The lossless CIFAR-10 test images (the first of the 300, as many as NETWORKS says), linf 0.05, at most 1,000 queries per
+image. No constant of `learned-squares` was chosen on these networks or on these images: that was done on ResNet-32 and
+on `cnn_a_mix`, with JPEG copies of other test images. For every checkpoint the best confidence so far of every image
+is kept; intervals are percentiles of bootstrap resamples of images, the same ones for both attacks. "Queries to reach"
+an ECE is the first number of queries at which the curve is there, between checkpoints by linear interpolation. SA-MMA's
+ECE after 1,000 queries counts as reached by itself after 1,000. Rows that the file holds already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import poise
+from poise.attacks import Watch
+from poise.constraints import Linf
+from poise.searches import LearnedSquares, Search, Square
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+NETWORKS = {
+    "ResNet-20": ("builtin:resnet20-cifar10?weights={}/checkpoints/cifar10_resnet20.safetensors", 100),
+    "ResNet-56": ("builtin:resnet56-cifar10?weights={}/checkpoints/cifar10_resnet56.safetensors", 50),
+    "ResNet-2b, adversarial": ("builtin:resnet2b-cifar10?weights={}/checkpoints/cifar10_resnet2b_adv.safetensors", 100),
+}
+"""Where the network is, and how many images it is attacked on: what one CPU core does in reasonable time."""
+
+ABLATED = ("ResNet-20", "ResNet-2b, adversarial")
+OURS, THEIRS = "learned-squares", "sa-mma"
+CHECKPOINTS = (1, *range(5, 100, 5), *range(100, 200, 10), *range(200, 400, 25), *range(400, 1001, 50))
+BUDGET, EPS, RESAMPLES = 1000, 0.05, 1000
+ABLATION_BUDGET = 200
+PLAIN = Square(p=0.1, horizon=1000, strict=False)
+ABLATIONS: dict[str, Search] = {
+    "learned-squares": LearnedSquares(),
+    "no model": LearnedSquares(warm_up=10**6),
+    "no patterns": LearnedSquares(starts=0),
+    "one square per query": LearnedSquares(squares=1),
+    "four squares per query": LearnedSquares(squares=4),
+    "no model, no patterns, one square": PLAIN,
+    "p = 0.05": LearnedSquares(square=Square(p=0.05, horizon=1000, strict=False)),
+    "p = 0.2": LearnedSquares(square=Square(p=0.2, horizon=1000, strict=False)),
+    "a lost label is undone": LearnedSquares(square=Square(p=0.1, horizon=1000)),
+    "4 x 4 tiles": LearnedSquares(side=4),
+}
+"""One thing changed at a time; all follow the loss of `standard`."""
+
+Row = dict[str, Any]
+Curves = NDArray[np.float64]
+
+
+def ece_curve(confidence: Curves, right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(q,) ECE at every checkpoint; confidence (q, n)."""
+    return np.array([float(poise.metrics.ece(at, right)) for at in confidence])
+
+
+def reached(curve: NDArray[np.float64], level: float) -> float:
+    """Queries at which the curve over CHECKPOINTS first is at level; infinite where it never is."""
+    at = np.flatnonzero(curve >= level)
+    if not len(at):
+        return float("inf")
+    i = int(at[0])
+    if i == 0:
+        return float(CHECKPOINTS[0])
+    share = (level - curve[i - 1]) / (curve[i] - curve[i - 1])
+    return float(CHECKPOINTS[i - 1] + share * (CHECKPOINTS[i] - CHECKPOINTS[i - 1]))
+
+
+def attacked(target: poise.Target, images: torch.Tensor, labels: torch.Tensor, run: Callable[[Watch], Any]) -> Row:
+    """Confidences (q, n) at the checkpoints, and what does not change with them."""
+    began = time.perf_counter()
+    result = run(Watch(checkpoints=CHECKPOINTS))
+    table, curve = result.table, result.curve
+    counts = sorted(set(curve["queries"].to_list()))
+    confidence = [curve.filter(curve["queries"] == count)["confidence"].round(5).to_list() for count in counts]
+    right = (table["prediction_before"] == table["label"]).to_list()
+    kept = bool((table["prediction_after"] == table["prediction_before"]).all())
+    bound = float(poise.metrics.mma_bound(float(np.mean(right)), target.num_classes))
+    ece = [round(float(value), 5) for value in ece_curve(np.array(confidence), np.array(right, dtype=np.float64))]
+    seconds = round(time.perf_counter() - began, 1)
+    asked = float(table["queries"].mean())
+    return {
+        "samples": len(right), "bound": bound, "labels_kept": kept, "queries_mean": asked, "seconds": seconds,
+        "checkpoints": counts, "ece": ece, "right": right, "confidence": confidence,
+    }  # fmt: skip
+
+
+def compared(ours: list[Row], theirs: list[Row]) -> Row:
+    """Queries of both to the three levels, over all seeds: the mean curve of each, images resampled in pairs."""
+    right = np.array(ours[0]["right"], dtype=np.float64)
+    generator = np.random.default_rng(0)
+    found: dict[str, list[float]] = {}
+
+    def once(pick: NDArray[np.int64]) -> None:
+        one, other = (
+            np.mean([ece_curve(np.array(row["confidence"])[:, pick], right[pick]) for row in rows], axis=0)
+            for rows in (ours, theirs)
+        )
+        bound = float(poise.metrics.mma_bound(float(right[pick].mean()), 10))
+        values = {"share ours": one[-1] / bound, "share theirs": other[-1] / bound, "ece theirs": other[-1]}
+        values |= {f"{who} {level}": reached(curve, level) for who, curve in (("ours", one), ("theirs", other))
+                   for level in (0.2, 0.3)}  # fmt: skip
+        values["ours last"], values["theirs last"] = reached(one, float(other[-1])), float(BUDGET)
+        values["theirs near last"] = reached(other, 0.98 * float(other[-1]))
+        values["ratio"] = BUDGET / values["ours last"]
+        for name, value in values.items():
+            found.setdefault(name, []).append(float(value))
+
+    once(np.arange(len(right)))
+    for _ in range(RESAMPLES):
+        once(generator.integers(0, len(right), len(right)))
+    return {
+        name: [_finite(values[0]), *(_finite(v) for v in np.percentile(values[1:], [2.5, 97.5], method="nearest"))]
+        for name, values in found.items()
+    }
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def load(name: str) -> tuple[poise.Target, torch.Tensor, torch.Tensor]:
+    weights, count = NETWORKS[name]
+    target = poise.models.load(weights.format(SHARED))
+    data = poise.data.load(f"npz:{SHARED}/cifar10_test_lossless_subset.npz")[:count]
+    images, labels, _ = next(iter(data.batches(count)))
+    return target, images, labels
+
+
+class Record:
+    """The result file: rows as they come, and the comparison made of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: Row = json.loads(path.read_text()) if path.exists() else {"rows": [], "compared": {}}
+
+    def save(self) -> None:
+        unfinished = self.path.with_suffix(".part")
+        unfinished.write_text(json.dumps(self.found) + "\n", encoding="utf-8")
+        unfinished.replace(self.path)
+
+    def job(self, key: Row, run: Callable[..., Any], **setting: Any) -> None:
+        """Attacks and saves, unless it is there already: `run(target, images, labels, watch=..., **setting)`."""
+        if any(all(row[column] == value for column, value in key.items()) for row in self.found["rows"]):
+            return
+        on = load(key["network"])
+        row = key | attacked(*on, lambda watch: run(*on, watch=watch, **setting))
+        if key["part"] == "ablation":
+            row |= {"confidence": None, "right": None}
+        self.found["rows"].append(row)
+        self.save()
+        share = f"ECE {row['ece'][-1]:.3f} = {row['ece'][-1] / row['bound']:.3f} of the bound, {row['seconds']} s"
+        print(f"{key['network']:24} {key['name']:34} seed {key['seed']}: {share}", flush=True)
+
+    def compare(self, network: str) -> None:
+        """Both attacks over the seeds that both have."""
+        rows = [row for row in self.found["rows"] if (row["part"], row["network"]) == ("main", network)]
+        ours, theirs = ({row["seed"]: row for row in rows if row["name"] == name} for name in (OURS, THEIRS))
+        common = sorted(ours.keys() & theirs.keys())
+        if common:
+            pairs = [ours[seed] for seed in common], [theirs[seed] for seed in common]
+            sizes = {"seeds": len(common), "samples": pairs[0][0]["samples"], "bound": pairs[0][0]["bound"]}
+            self.found["compared"][network] = compared(*pairs) | sizes
+            self.save()
+
+
+def named(*on: Any, name: str, **setting: Any) -> poise.AttackResult:
+    return poise.run_recipe(name, *on, eps=EPS, **setting)
+
+
+def composed(*on: Any, search: Search, watch: Watch) -> poise.AttackResult:
+    """The goal of `learned-squares` with another search."""
+    target, images, labels = on
+    goal = poise.recipes()[OURS].objective
+    return poise.attack(target, goal, search, Linf(EPS), images, labels, budget=ABLATION_BUDGET, watch=watch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=Path("query_efficiency.json"))
+    parser.add_argument("--networks", default=";".join(NETWORKS), help="separated by semicolons")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--parts", default="main,ablation")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    record = Record(options.json)
+    for network in options.networks.split(";"):
+        if "main" in options.parts:
+            for seed in map(int, options.seeds.split(",")):
+                for name in (THEIRS, OURS):
+                    key = {"part": "main", "network": network, "name": name, "seed": seed}
+                    record.job(key, named, name=name, budget=BUDGET, seed=seed)
+        if "ablation" in options.parts and network in ABLATED:
+            for name, search in ABLATIONS.items():
+                record.job({"part": "ablation", "network": network, "name": name, "seed": 0}, composed, search=search)
+        record.compare(network)
+
+
+if __name__ == "__main__":
+    main()

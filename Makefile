@@ -29,6 +29,13 @@ bench: $(VENV)/.bench  ## speed as ratios to a limit measured in the same run, a
 	$(BIN)/python benchmarks/training_speed.py --check
 	$(BIN)/python benchmarks/certify.py --part cost
 	PYTHONPATH=$(VENV)/bench $(BIN)/python benchmarks/square_peers.py
+	PYTHONPATH=$(VENV)/bench $(BIN)/python benchmarks/peers.py --json results/peers.json
+	$(BIN)/python benchmarks/scaling.py --check --json results/scaling.json
+	$(BIN)/python benchmarks/guard.py
+	$(BIN)/python benchmarks/startup.py --json results/startup.json
+	$(BIN)/python benchmarks/metrics_scale.py --json results/metrics_scale.json
+	$(BIN)/python tools/speed_figures.py
+	$(BIN)/python tools/render.py
 
 venv: $(VENV)/.all  ## only the virtual environment
 
@@ -43,8 +50,10 @@ $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,serve,train,explain,ray,docs,dev]'
 	touch $@ $(VENV)/.core
 
-$(VENV)/.bench: $(VENV)/.all  # in a folder of its own and without its pins, which contradict the documentation's
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench torchattacks==3.5.1
+# torchattacks in a folder of its own and without its pins, which contradict the documentation's; multiprocess and dill
+# are what ART's AutoAttack imports
+$(VENV)/.bench: $(VENV)/.all
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench torchattacks==3.5.1 multiprocess dill
 	touch $@
 
 clean:  ## remove the virtual environment and what was built

@@ -39,7 +39,8 @@ class Box:
 
     def contains(self, x: Tensor) -> Tensor:
         """(m,) bool: every value of x (m, C, H, W) is legal."""
-        low, high = x.flatten(1).aminmax(dim=1)
+        flat = x.flatten(1)
+        low, high = flat.amin(dim=1), flat.amax(dim=1)  # both at once (aminmax) is ten times slower along a dimension
         slack = TOLERANCE * max(1.0, abs(self.low), abs(self.high))
         return (low >= self.low - slack) & (high <= self.high + slack)
 

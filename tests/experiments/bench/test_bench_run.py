@@ -16,7 +16,7 @@ from poise.experiments.bench.engine import Event, Fetch, Finished, Local, Starte
 from poise.experiments.bench.plan import Place, Plan, Shard, make_plan
 from poise.experiments.bench.reduce import tidy
 from poise.experiments.bench.run import PLAN, note, run_bench
-from poise.experiments.bench.spec import BenchSpec, read_bench_spec
+from poise.experiments.bench.spec import BenchSpec, Training, read_bench_spec
 from poise.experiments.bench.status import status
 from poise.experiments.bench.store import LocalStore, open_store
 
@@ -112,6 +112,19 @@ def test_every_setting_and_every_file_is_in_the_key(spec: BenchSpec, tmp_path: P
     (moved / "w.pth").write_bytes(b"a")
     assert keys[0] != keys[1]
     assert key(Place(str(moved)), victims=(victim,)) == keys[0], "the same file in another folder is the same shard"
+
+
+def test_how_a_victim_is_trained_is_in_its_key_and_in_the_fingerprint(spec: BenchSpec) -> None:
+    def plan_with(epochs: int) -> Plan:
+        trained = Training(recipe="standard", model="builtin:digits", data="builtin:digits", change={"epochs": epochs})
+        victim = spec.small.victims[0].model_copy(update={"source": None, "trained": "it"})
+        small = spec.small.model_copy(update={"victims": (victim,), "training": {"it": trained}})
+        return make_plan(spec.model_copy(update={"small": small}), "small", PLACE)
+
+    one, other = plan_with(1), plan_with(2)
+    assert one.fingerprint == plan_with(1).fingerprint != other.fingerprint
+    assert one.cells[0].shards[0].key(PLACE) != other.cells[0].shards[0].key(PLACE)
+    assert [shard.task for shard in one.shards()[:2]] == ["train", "train"], "one per seed, before all others"
 
 
 class Failing(Local):

@@ -189,7 +189,11 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Twelve digits of all that was asked, without the files: settings, samples and the version of the code."""
-        parts = [[shard._base, shard.start, shard.stop] for cell in self.cells for shard in cell.shards]
+        parts = [
+            [shard._base, shard.start, shard.stop, {name: needed._base for name, needed in shard.needs.items()}]
+            for cell in self.cells
+            for shard in cell.shards
+        ]
         return _digest(parts)[:12]
 
 

@@ -196,7 +196,7 @@ def show(summary: dict[str, Any]) -> None:
         typer.echo(terminal.text(summary), nl=False)
         return
     for line in terminal.header(summary):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, emoji=False, highlight=False)
     console.print(terminal.table(summary, narrow=console.width < terminal.WIDE))
     for line in terminal.checks(summary):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, emoji=False, highlight=False)

@@ -65,4 +65,4 @@ class Bar:
 
     def _say(self, line: str) -> None:
         if not self._silent:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -176,7 +176,7 @@ class Bar:
 
     def note(self, line: str) -> None:
         if not self._silent:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def begin(self, what: str, done: int, total: int) -> None:
         self._task = self._progress.add_task("", total=total, completed=done, name=what)

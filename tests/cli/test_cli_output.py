@@ -28,7 +28,8 @@ EXPECTED = {
     "detectors": {"lid", "mahalanobis"},
     "training": {"standard", "at", "trades", "uat-smooth", "uat-standard"},
     "models": {"builtin:digits", "py:FILE:FACTORY?num_classes=N"},
-    "data": {"builtin:digits", "npz:FILE", "folder:DIR"},
+    "data": {"builtin:digits", "npz:FILE", "folder:DIR", "idx:DIR"},
+    "experiments": {"calibration/t1", "uat/s3", "aaa/fig2", "thresholding/fig1", "illusion/high-t"},
 }
 
 

@@ -124,7 +124,7 @@ def test_the_run_goes_on_to_the_same_table(name: str) -> None:
     """The third and the eleventh request go wrong; each is sent once more, and no sample is asked beyond its budget."""
     faults = {2: PASSING[name], 10: PASSING[name]}
     with serving(Endpoint(json_answer(CASE.module()), faults=faults)) as served:
-        target = asking(served, timeout_seconds=0.5 if name in ("hang", "drip") else 20)
+        target = asking(served, timeout_seconds=1.5 if name in ("hang", "drip") else 20)
         found = attacked(target).table
     assert found.select(SAME).equals(attacked(CASE.target()).table.select(SAME))
     assert found["queries"].max() <= BUDGET

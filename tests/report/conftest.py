@@ -1,13 +1,22 @@
-"""Run folders for the report's tests, each made once."""
+"""What the report's tests share: run folders, each made once, and a browser."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_run
 import pytest
+from selenium import webdriver
 
 from poise.report import write
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
+    " --disable-sync --no-first-run --hide-scrollbars"
+)
 
 COSTS = {"wrong_accepted": 10.0, "deferred": 1.0, "right_accepted": 0.0}
 
@@ -29,3 +38,22 @@ def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = fake_run.build(tmp_path_factory.mktemp("grey") / "run", spec)
     write(run)
     return run
+
+
+def _tool(names: tuple[str, ...]) -> str | None:
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    program, driver = _tool(BROWSERS), _tool(("chromedriver",))
+    if program is None or driver is None:
+        pytest.skip(f"needs a Chromium browser and chromedriver on the PATH, got browser {program}, driver {driver}")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()

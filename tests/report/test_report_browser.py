@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,6 @@ from poise import metrics
 from poise.report.folder import Block, read
 from poise.report.style import DARK, INK
 from poise.report.words import error
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
-    " --disable-sync --no-first-run --hide-scrollbars"
-)
 
 CONTRASTS = """
 const parse = (text) => {
@@ -57,25 +49,6 @@ for (const node of document.querySelectorAll("body *")) {
 }
 return found.sort((x, y) => x[0] - y[0]);
 """
-
-
-def _tool(names: tuple[str, ...]) -> str | None:
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    program, driver = _tool(BROWSERS), _tool(("chromedriver",))
-    if program is None or driver is None:
-        pytest.skip(f"needs a Chromium browser and chromedriver on the PATH, got browser {program}, driver {driver}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
 
 
 def open_page(browser: webdriver.Chrome, file: Path, *, width: int = 1280, dark: bool = False) -> None:

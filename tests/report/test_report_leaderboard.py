@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
-from test_report_browser import BROWSERS, CONTRASTS, FLAGS, emulate, open_page, overflow
+from test_report_browser import CONTRASTS, emulate, open_page, overflow
 
 import leaderboard_cases as cases
 from poise.experiments.leaderboard import COSTS, THRESHOLD, entries_from, rank, read_entries
@@ -124,22 +122,6 @@ def test_the_projects_own_entries_render(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == rendered(found)
     assert path.stat().st_size < 500_000
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip(f"needs a Chromium browser and chromedriver on the PATH, got browser {program}, driver {driver}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from poise.cli.console import say
+
 LINE_SECONDS = 10.0
 """Between two lines where there is no terminal."""
 
@@ -65,4 +67,4 @@ class Bar:
 
     def _say(self, line: str) -> None:
         if not self._silent:
-            self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            say(self._console, line)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from poise.cli.console import say
 from poise.cli.options import (
     AsJson,
     Data,
@@ -176,7 +177,7 @@ class Bar:
 
     def note(self, line: str) -> None:
         if not self._silent:
-            self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            say(self._console, line)
 
     def begin(self, what: str, done: int, total: int) -> None:
         self._task = self._progress.add_task("", total=total, completed=done, name=what)

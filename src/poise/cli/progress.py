@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from poise.cli.console import say
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -81,4 +83,4 @@ class Bars:
 
     def _say(self, line: str) -> None:
         if not self._silent:
-            self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            say(self._console, line)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from poise.cli.console import say
 from poise.cli.options import DIGITS, Data, Device, Model, Out, Quiet, Seed, free_folder, number, resumable
 from poise.errors import InputError, RunError
 
@@ -158,7 +159,7 @@ class Bar:
 
     def _say(self, line: str) -> None:
         if not self._silent:
-            self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            say(self._console, line)
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

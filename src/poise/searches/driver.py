@@ -127,10 +127,9 @@ class Driver:
         merit = clean.new_full(over.shape, torch.inf, dtype=exact(clean.device))
         classes, best = self.target.num_classes, clean.clone()
         goal = self.objective.access
-        bound: list[Bound] = []
 
         def judge(outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Tensor:
-            return _loss(bound[0], outputs, ids, aim)
+            return _loss(run.bound, outputs, ids, aim)
 
         problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit, goal, judge)
         steps = steps_of(self.search, problem)
@@ -141,7 +140,6 @@ class Driver:
                     f"{type(self.search).__name__}: the first points a search asks for must be the clean ones"
                 )
             run, reply = self._begin(problem, ask)
-            bound.append(run.bound)
             answered = 1
             self._tell(run, ask, answered)
             while (ask := _next(steps, reply)) is not None and self._may_go_on(ask, run):

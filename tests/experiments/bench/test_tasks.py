@@ -73,16 +73,18 @@ def test_detect_refuses_what_it_would_ignore():
         left(spec("detect", attacks=[{**UCA, "moves": 0.1}]))
 
 
-def test_detect_takes_the_weights_that_a_shard_has_trained(tmp_path):
+def test_detect_takes_the_weights_that_a_shard_has_trained():
     plan = plan_of(spec("detect"))
     (shard,) = plan.shards()
     one = {**shard.settings, "attack": shard.settings["attacks"][0]}
     trained = {"model.safetensors": b"weights", "address.txt": b"builtin:lenet?weights={weights}&num_classes=10"}
-    given = _spec(Workbench(plan.place), shard, {"train": trained}, tmp_path, [one])
-    address, query = given.model.split("?")
-    found = parse_qs(query)
-    assert (address, found["num_classes"]) == ("builtin:lenet", ["10"])
-    assert Path(found["weights"][0]).read_bytes() == b"weights"
+    bench = Workbench(plan.place)
+    with bench.address_of(shard.settings, trained) as model:
+        given = _spec(bench, shard, model, [one])
+        address, query = given.model.split("?")
+        found = parse_qs(query)
+        assert (address, found["num_classes"]) == ("builtin:lenet", ["10"])
+        assert Path(found["weights"][0]).read_bytes() == b"weights"
 
 
 def test_certify_bounds_the_images_that_the_attack_leaves():

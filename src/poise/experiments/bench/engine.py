@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,10 +54,10 @@ Event = Started | Finished | Failed
 class Engine(Protocol):
     """Runs shards and tells what happens to each; the caller writes down what they left."""
 
-    def run(self, shards: Iterable[Shard], place: Place, fetch: Fetch) -> Iterator[Event]:
+    def run(self, shards: Iterable[Shard], place: Place, fetch: Fetch) -> Generator[Event, None, None]:
         """Every shard ends as finished or as failed. What a shard needs is finished before this is called.
 
-        Closing the iterator stops the engine.
+        Closing the generator stops the engine.
         """
         ...
 
@@ -72,7 +72,7 @@ def reason_of(error: BaseException) -> str:
 class Local:
     """One shard after the other, in this process."""
 
-    def run(self, shards: Iterable[Shard], place: Place, fetch: Fetch) -> Iterator[Event]:
+    def run(self, shards: Iterable[Shard], place: Place, fetch: Fetch) -> Generator[Event, None, None]:
         bench = Workbench(place)
         for shard in shards:
             yield Started(shard, "local")

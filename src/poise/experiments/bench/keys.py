@@ -79,8 +79,3 @@ def _of_folder(path: Path) -> str:
                     where = os.path.relpath(entry.path, path)
                     digest.update(f"{where}\0{entry.stat().st_size}\n".encode("utf-8", "surrogateescape"))
     return f"names:{digest.hexdigest()}"
-
-
-def without_folder(address: str, folder: str) -> str:
-    """The address as it stands in the spec, so that the same files elsewhere are the same shard."""
-    return address.replace(folder, "{files}") if folder else address

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from poise.experiments.bench.keys import CODE, fingerprint_files, missing
@@ -16,8 +15,12 @@ from poise.experiments.bench.spec import Attack, BenchSpec, Defence, Profile, Tr
 from poise.recipebook import Setting, ball
 from poise.recipebook import recipe as recipe_named
 from poise.spec import describe
+from poise.types import Access
 
 Plain = dict[str, Any]
+
+UNATTACKED: Plain = {"attack": "none", "norm": None, "eps": None, "queries": None}
+"""What the rows of clean images are called besides victim and defence."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Shard:
         task: the kind of work. settings: all that it is told, as plain data, addresses with `{files}` in them.
         start, stop: the samples; stop None is the end.
         needs: shards whose result this one takes, by name (`train`).
+        asked: digest of task and settings, which the shards of one cell share.
     """
 
     task: str
@@ -52,6 +56,12 @@ class Shard:
     start: int = 0
     stop: int | None = None
     needs: dict[str, Shard] = field(default_factory=dict)
+    asked: str = ""
+
+    def __post_init__(self) -> None:
+        """The digest of what is asked is made here where nobody has it yet."""
+        if not self.asked:
+            object.__setattr__(self, "asked", digest_of(self.task, self.settings))
 
     def addresses(self) -> list[str]:
         """The addresses of models and data in the settings."""
@@ -64,13 +74,8 @@ class Shard:
         if place.files not in cache:
             files = [name for at in self.addresses() for name in fingerprint_files(place.address(at))]
             needed = {name: shard.key(place) for name, shard in self.needs.items()}
-            cache[place.files] = _digest([self._base, files, needed, self.start, self.stop])
+            cache[place.files] = _digest([self.asked, files, needed, self.start, self.stop])
         return cache[place.files]
-
-    @cached_property
-    def _base(self) -> str:
-        """Digest of task and settings; the shards of one cell share it."""
-        return _of_settings(self.task, self.settings)
 
     def missing(self, place: Place) -> list[str]:
         """Files that this shard needs and that are not there."""
@@ -82,17 +87,9 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-_digests: dict[int, tuple[Plain, str]] = {}
-
-
-def _of_settings(task: str, settings: Plain) -> str:
-    """Settings are shared by the shards of a cell, so their digest is made once."""
-    known = _digests.get(id(settings))
-    if known is None or known[0] is not settings:
-        if len(_digests) > 4096:
-            _digests.clear()
-        known = _digests[id(settings)] = (settings, _digest([CODE, task, settings]))
-    return known[1]
+def digest_of(task: str, settings: Plain) -> str:
+    """What is asked of a cell, and the version of the code that answers."""
+    return _digest([CODE, task, settings])
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class Cell:
     @property
     def budgeted(self) -> bool:
         """The attack is limited by queries, not by gradient steps."""
-        return self.attack is not None and not _by_gradients(self.attack.recipe)
+        return self.attack is not None and not by_gradients(self.attack.recipe)
 
 
 def _defence_name(victim: Victim, defence: Defence) -> str:
@@ -143,9 +140,8 @@ def _defence_name(victim: Victim, defence: Defence) -> str:
     return victim.defence if defence.name == "none" else f"{victim.defence}-{defence.name}"
 
 
-def _by_gradients(name: str) -> bool:
-    from poise.types import Access
-
+def by_gradients(name: str) -> bool:
+    """The recipe of that name is limited by gradient steps, not by queries."""
     return recipe_named(name).access == Access.GRADIENTS
 
 
@@ -176,21 +172,15 @@ class Plan:
 
     def shards(self) -> list[Shard]:
         """Every shard once, those that others need first."""
-        found: dict[str, Shard] = {}
-        for cell in self.cells:
-            for shard in cell.shards:
-                for needed in shard.needs.values():
-                    found.setdefault(needed.key(self.place), needed)
-        for cell in self.cells:
-            for shard in cell.shards:
-                found.setdefault(shard.key(self.place), shard)
-        return list(found.values())
+        own = [shard for cell in self.cells for shard in cell.shards]
+        needed = [one for shard in own for one in shard.needs.values()]
+        return list({shard.key(self.place): shard for shard in (*needed, *own)}.values())
 
     @property
     def fingerprint(self) -> str:
         """Twelve digits of all that was asked, without the files: settings, samples and the version of the code."""
         parts = [
-            [shard._base, shard.start, shard.stop, {name: needed._base for name, needed in shard.needs.items()}]
+            [shard.asked, shard.start, shard.stop, {name: needed.asked for name, needed in shard.needs.items()}]
             for cell in self.cells
             for shard in cell.shards
         ]
@@ -250,7 +240,7 @@ def _budgets(profile: Profile, attack: Attack | None) -> tuple[int, ...]:
         return profile.budgets[:1]
     if attack.budget is not None:
         return (attack.budget,)
-    return profile.budgets[-1:] if _by_gradients(attack.recipe) else profile.budgets
+    return profile.budgets[-1:] if by_gradients(attack.recipe) else profile.budgets
 
 
 def _settings(
@@ -303,11 +293,12 @@ def _described(attack: Attack, norm: str, eps: float, budget: int, steps: int | 
 def _sliced(
     task: str, settings: Plain, count: int | None, size: int, needs: dict[str, Shard], *, whole: bool
 ) -> Iterator[Shard]:
+    asked = digest_of(task, settings)
     if whole or count is None:
-        yield Shard(task, settings, 0, count, needs)
+        yield Shard(task, settings, 0, count, needs, asked)
         return
     for number in range(math.ceil(count / size)):
-        yield Shard(task, settings, number * size, min((number + 1) * size, count), needs)
+        yield Shard(task, settings, number * size, min((number + 1) * size, count), needs, asked)
 
 
 def _training(profile: Profile, victim: Victim, seed: int) -> dict[str, Shard]:

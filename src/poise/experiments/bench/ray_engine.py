@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -65,7 +65,7 @@ class RayEngine:
             if value is not None and value < 1:
                 raise InputError(f"ray: {name} must be at least 1, got {value}")
 
-    def run(self, shards: Iterable[Shard], place: Place, fetch: Fetch) -> Iterator[Event]:
+    def run(self, shards: Iterable[Shard], place: Place, fetch: Fetch) -> Generator[Event, None, None]:
         """Every shard ends as finished or as failed; one whose worker was lost is started again.
 
         Raises:
@@ -282,7 +282,7 @@ class _Crew:
                         yield Failed(shard, reason_of(error))
                     continue
                 worker.cell = batch.cell
-                bare = [Shard(one.task, one.settings, one.start, one.stop, one.needs) for one in batch.shards]
+                bare = [replace(shard) for shard in batch.shards]  # without the keys that each remembers
                 keys = [shard.key(self.place) for shard in batch.shards]
                 worker.flight.append((worker.actor.run.remote(bare, keys, inputs), batch))
                 if len(worker.flight) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from poise import metrics
-from poise.experiments.bench.plan import Cell, Plan, Shard
+from poise.experiments.bench.plan import UNATTACKED, Cell, Plan, Shard
 from poise.experiments.bench.store import Store
 from poise.experiments.bench.tasks import packing
 
@@ -46,9 +47,7 @@ class Reader:
             RunError: it is damaged.
         """
         key = shard.key(self.plan.place)
-        if key not in self._there or name not in self.store.about(key)["files"]:
-            return None
-        return self.store.read(key, name)
+        return self.store.read(key, name) if key in self._there else None
 
     def table(self, cell: Cell, name: str) -> pl.DataFrame | None:
         """One kind of table of a cell, shard after shard; None where one is not there yet."""
@@ -72,12 +71,9 @@ def tidy(plan: Plan, store: Store) -> pl.DataFrame:
     means of each seed's limits, which is no narrower than the interval of the mean.
     """
     rows: list[Row] = []
-    reader = Reader(plan, store)
-    shown: set[tuple[Any, ...]] = set()
-    for cells in groups(plan):
-        victim = (id(cells[0].victim), cells[0].defence.name)
-        rows += _rows(plan, reader, cells, clean=victim not in shown)
-        shown.add(victim)
+    reader, sampled = Reader(plan, store), metrics.Bootstrap(resamples=plan.profile.bootstrap, seed=0)
+    for group in groups(plan):
+        rows += _rows(reader, group, sampled)
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
@@ -92,33 +88,53 @@ SCHEMA: dict[str, pl.DataType] = {
 """Columns of a tidy result."""
 
 
-def groups(plan: Plan) -> list[list[Cell]]:
-    """Cells that differ in their seed alone."""
+@dataclass(frozen=True)
+class Group:
+    """Cells that differ in their seed alone.
+
+    Args:
+        cells: at least one.
+        tells_clean: what was not attacked is told by these cells: the first of their victim behind their defence.
+    """
+
+    cells: list[Cell]
+    tells_clean: bool
+
+
+def groups(plan: Plan) -> list[Group]:
+    """The cells of a plan, seeds together, in the order of the grid."""
     found: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in plan.cells:
         found.setdefault((*(cell.keys[name] for name in KEYS), id(cell.victim)), []).append(cell)
-    return list(found.values())
+    parted: list[Group] = []
+    told: set[tuple[int, str]] = set()
+    for cells in found.values():
+        model = id(cells[0].victim), cells[0].defence.name
+        parted.append(Group(cells, tells_clean=model not in told))
+        told.add(model)
+    return parted
 
 
-def _rows(plan: Plan, reader: Reader, cells: list[Cell], *, clean: bool) -> Iterator[Row]:
-    """The rows of one attack, with those of the clean model before them where they are wanted."""
+def _rows(reader: Reader, group: Group, sampled: metrics.Bootstrap) -> Iterator[Row]:
+    """The rows of one attack, with those of the clean model before them where these cells tell them."""
+    plan, cells = reader.plan, group.cells
     if plan.spec.task not in ("attack", "noop"):
         yield from _ready(reader, cells)
         return
     found = reader.tables(cells, "rows.parquet")
     if not found or not all(len(frame) for frame in found):
         return
-    cell, sampled = cells[0], metrics.Bootstrap(resamples=plan.profile.bootstrap, seed=0)
+    cell = cells[0]
     keys = {name: cell.keys[name] for name in KEYS}
     wanted = _wanted(plan)
     after = [_columns(frame, "after") for frame in found]
-    if clean and cell.attack is not None:
-        bare = keys | {"attack": "none", "norm": None, "eps": None, "queries": None}
+    if group.tells_clean and cell.attack is not None:
+        bare = keys | UNATTACKED
         before = [_columns(frame, "before") for frame in found]
         yield from _measured(bare, wanted, before, sampled, {})
-        yield from _costs(plan, reader, cells, bare)
+        yield from _costs(reader, cells, bare)
     yield from _measured(keys, wanted, after, sampled, _averages(plan, cell))
-    yield from _curves(plan, reader, cells, keys, wanted, sampled)
+    yield from _curves(reader, cells, keys, wanted, sampled)
 
 
 def _ready(reader: Reader, cells: list[Cell]) -> Iterator[Row]:
@@ -227,25 +243,26 @@ def _averages(plan: Plan, cell: Cell) -> dict[str, Callable[[dict[str, Column]],
     return {"avg_queries": partial(count, mean), "median_queries": partial(count, "median_success")}
 
 
-def _costs(plan: Plan, reader: Reader, cells: list[Cell], keys: Row) -> Iterator[Row]:
+def _costs(reader: Reader, cells: list[Cell], keys: Row) -> Iterator[Row]:
     found = reader.tables(cells, "costs.parquet")
     if not found:
         return
     table = pl.concat(found)
-    for name in _wanted(plan):
+    for name in _wanted(reader.plan):
         if name in table.columns and table[name].null_count() < len(table):
             value = float(table[name].drop_nulls().median())  # type: ignore[arg-type]
             yield keys | {"metric": name, "value": value, "n": len(table), "seeds": len(found)}
 
 
 def _curves(
-    plan: Plan, reader: Reader, cells: list[Cell], keys: Row, wanted: tuple[str, ...], sampled: metrics.Bootstrap
+    reader: Reader, cells: list[Cell], keys: Row, wanted: tuple[str, ...], sampled: metrics.Bootstrap
 ) -> Iterator[Row]:
     """The same metrics at the checkpoints before the budget."""
-    if not plan.profile.checkpoints or not cells[0].budgeted:
+    checkpoints = reader.plan.profile.checkpoints
+    if not checkpoints or not cells[0].budgeted:
         return
     found = reader.tables(cells, "curve.parquet")
-    for queries in sorted({*plan.profile.checkpoints} - {cells[0].budget}):
+    for queries in sorted({*checkpoints} - {cells[0].budget}):
         parts = [frame.filter(pl.col("queries") == queries) for frame in found]
         if not parts or any(len(part) == 0 for part in parts):
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from poise.experiments import files
 from poise.experiments.bench.keys import fingerprint_files
 from poise.experiments.bench.plan import Plan
 from poise.experiments.bench.published import Lookup, Row, table
-from poise.experiments.bench.reduce import KEYS, SCHEMA, tidy
+from poise.experiments.bench.reduce import SCHEMA, tidy
 from poise.experiments.bench.run import about_plan
 from poise.experiments.bench.spec import BenchSpec
 from poise.experiments.bench.store import Store
@@ -157,11 +156,3 @@ def mark(row: Row) -> str:
     if low - spread <= published <= high + spread:
         return "="
     return "+" if value > published else "-"
-
-
-def is_number(value: Any) -> bool:
-    """A finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-__all__ = ["COLUMNS", "KEYS", "Result", "collect", "load", "mark", "save"]

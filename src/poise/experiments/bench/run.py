@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,11 +134,9 @@ def _work(
     place = plan.place
 
     def fetch(shard: Shard) -> Files:
-        key = shard.key(place)
-        return {name: store.read(key, name) for name in store.about(key)["files"]}
+        return store.files(shard.key(place))
 
-    events = iter(engine.run(shards, place, fetch))
-    try:
+    with closing(engine.run(shards, place, fetch)) as events:
         for event in events:
             key = event.shard.key(place)
             what = ledger.names[key]
@@ -154,10 +152,6 @@ def _work(
                 outcome.failed[what] = event.reason
                 ledger.ended(key)
                 listener.failed(what, event.reason)
-    finally:
-        close = getattr(events, "close", None)
-        if close is not None:
-            close()
 
 
 def _about(event: Finished, what: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import statistics
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,11 +47,9 @@ def status(plan: Plan, store: Store) -> Status:
     for shard in shards:
         key = shard.key(plan.place)
         if key in there:
-            found.done += 1
-            try:
+            with suppress(RunError, KeyError, TypeError, ValueError):  # a damaged one is not done
                 spent.append(float(store.about(key)["about"]["seconds"]))
-            except (RunError, KeyError, TypeError, ValueError):
-                found.done -= 1
+                found.done += 1
         elif lacking := shard.missing(plan.place):
             found.left_out[lacking[0]] = found.left_out.get(lacking[0], 0) + 1
     at_work = store.read_note(note(plan, RUNNING))

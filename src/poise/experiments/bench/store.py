@@ -75,29 +75,37 @@ class Store(ABC):
             raise _damaged(self.root, key, DONE, error) from None
         return found
 
-    def read(self, key: str, name: str) -> bytes:
-        """The content of one file of a shard.
+    def read(self, key: str, name: str) -> bytes | None:
+        """The content of one file of a shard; None where it was written without such a file.
 
         Raises:
             RunError: it is missing, or its content is not what was written.
         """
-        expected = self.about(key)["files"].get(name)
-        try:
-            content = self.read_file(key, name)
-        except OSError as error:
-            raise _damaged(self.root, key, name, error) from None
-        if expected is None or expected != _sum(content):
-            raise _damaged(self.root, key, name, ValueError("its checksum differs"))
-        return content
+        listed = self.about(key)["files"]
+        return self._checked(key, name, listed[name]) if name in listed else None
+
+    def files(self, key: str) -> Files:
+        """All files of a shard; errors as `read`."""
+        return {name: self._checked(key, name, listed) for name, listed in self.about(key)["files"].items()}
 
     def intact(self, key: str) -> bool:
         """Every file of the shard is there and holds what was written."""
         try:
-            for name in self.about(key)["files"]:
-                self.read(key, name)
+            for name, listed in self.about(key)["files"].items():
+                self._checked(key, name, listed)
         except RunError:
             return False
         return True
+
+    def _checked(self, key: str, name: str, listed: Any) -> bytes:
+        """The content of a file that done.json lists with this size and sum."""
+        try:
+            content = self.read_file(key, name)
+        except OSError as error:
+            raise _damaged(self.root, key, name, error) from None
+        if listed != _sum(content):
+            raise _damaged(self.root, key, name, ValueError("its checksum differs"))
+        return content
 
 
 def _sum(content: bytes) -> list[Any]:

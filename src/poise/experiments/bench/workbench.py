@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -76,13 +77,19 @@ class Workbench:
         )
 
     def _loaded(self, settings: Plain, trained: Files | None) -> Target:
-        with tempfile.TemporaryDirectory(prefix="poise-bench-") as scratch:
-            address = self.place.address(settings["source"] or "")
-            if trained is not None:
-                weights = Path(scratch) / "model.safetensors"
-                weights.write_bytes(trained["model.safetensors"])
-                address = trained["address.txt"].decode().replace("{weights}", quote(str(weights)))
+        with self.address_of(settings, trained) as address:
             return models.load(address, device=self.place.device, batch_size=settings["batch_size"])
+
+    @contextmanager
+    def address_of(self, settings: Plain, trained: Files | None) -> Iterator[str]:
+        """The address of a cell's model; the weights of one that was trained lie in a file meanwhile."""
+        if trained is None:
+            yield self.place.address(settings["source"])
+            return
+        with tempfile.TemporaryDirectory(prefix="poise-bench-") as scratch:
+            weights = Path(scratch) / "model.safetensors"
+            weights.write_bytes(trained["model.safetensors"])
+            yield trained["address.txt"].decode().replace("{weights}", quote(str(weights)))
 
     def images(self, address: str) -> Dataset:
         """All images of an address, in the order in which they are attacked."""

@@ -9,8 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from poise import metrics
-from poise.experiments.bench.plan import Cell
-from poise.experiments.bench.points.common import MOST, PLAIN, complete, is_first_attack, joined, keyed, thinned
+from poise.experiments.bench.plan import UNATTACKED, Cell
+from poise.experiments.bench.points.common import MOST, complete, joined, keyed, thinned
 from poise.experiments.bench.reduce import Reader
 
 Floats = NDArray[np.float64]
@@ -39,22 +39,13 @@ def reliability(reader: Reader) -> pl.DataFrame:
     Obadinma et al., Calibration Attacks, Fig. 1. Seeds are pooled; confidence and accuracy are empty where a bin is.
     """
     frames = []
-    for cells, found in complete(reader, "rows.parquet"):
-        rows, cell = pl.concat(found), cells[0]
-        if is_first_attack(reader, cell):
-            frames.append(keyed(_reliability(rows, "before"), cell, **PLAIN))
+    clean = []
+    for group, found in complete(reader, "rows.parquet"):
+        rows, cell = pl.concat(found), group.cells[0]
+        if group.tells_clean:
+            clean.append(keyed(_reliability(rows, "before"), cell, **UNATTACKED))
         frames.append(keyed(_reliability(rows, "after"), cell))
-    return _once(joined(frames), "low")
-
-
-def _once(frame: pl.DataFrame, *more: str) -> pl.DataFrame:
-    """Without the repetitions of what was not attacked, which every radius of the first attack has."""
-    if frame.is_empty():
-        return frame
-    first = frame.filter(pl.col("attack") == "none").unique(
-        ["dataset", "model", "defence", "x", *more], keep="first", maintain_order=True
-    )
-    return pl.concat([first, frame.filter(pl.col("attack") != "none")])
+    return joined([*clean, *frames])
 
 
 def _reliability(rows: pl.DataFrame, when: str) -> pl.DataFrame:
@@ -78,14 +69,14 @@ def distributions(reader: Reader) -> pl.DataFrame:
     time; 20 bins, closed on the right; seeds are pooled.
     """
     frames = []
-    for cells, found in complete(reader, "rows.parquet"):
+    for group, found in complete(reader, "rows.parquet"):
         rows = pl.concat(found)
         for when in WHEN:
             bins = metrics.reliability(*_columns(rows, when), bins=BARS)
             for answer, counts in (("right", bins.right), ("wrong", bins.wrong)):
                 table = pl.DataFrame({"low": bins.edges[:-1], "high": bins.edges[1:], "count": counts})
                 named = table.select(pl.lit(when).alias("when"), pl.lit(answer).alias("answer"), "low", "high", "count")
-                frames.append(keyed(named, cells[0]))
+                frames.append(keyed(named, group.cells[0]))
     return joined(frames)
 
 
@@ -94,7 +85,7 @@ def by_class(reader: Reader) -> pl.DataFrame:
 
     Martinez et al., Fig. S2. First seed; where all images would be too many rows, every k-th of them.
     """
-    found = [(cells[0], frames[0]) for cells, frames in complete(reader, "rows.parquet")]
+    found = [(group.cells[0], frames[0]) for group, frames in complete(reader, "rows.parquet")]
     each = MOST // (len(WHEN) * max(len(found), 1))
     frames = []
     for cell, rows in found:
@@ -120,8 +111,8 @@ def success_fail(reader: Reader) -> pl.DataFrame:
     most 200 thresholds, evenly spaced along the curve.
     """
     frames = []
-    for cells, found in complete(reader, "rows.parquet"):
-        frames.append(keyed(_success_fail(pl.concat(found)), cells[0]))
+    for group, found in complete(reader, "rows.parquet"):
+        frames.append(keyed(_success_fail(pl.concat(found)), group.cells[0]))
     return joined(frames)
 
 
@@ -165,7 +156,7 @@ def by_probability(reader: Reader) -> pl.DataFrame:
         data = cell.keys["dataset"]
         order = bare.get((data, cell.keys["model"])) or next((at for key, at in bare.items() if key[0] == data), None)
         if order is not None:
-            frames.append(keyed(_grouped(order.table, rows.table), cell, **PLAIN))
+            frames.append(keyed(_grouped(order.table, rows.table), cell, **UNATTACKED))
     return joined(frames)
 
 
@@ -188,8 +179,8 @@ def _is_bare(cell: Cell) -> bool:
 def _clean_answers(reader: Reader) -> list[tuple[Cell, _Answers]]:
     """Of every model behind every defence, once."""
     found: dict[tuple[Any, ...], tuple[Cell, _Answers]] = {}
-    for cells, frames in complete(reader, "rows.parquet"):
-        cell = cells[0]
+    for group, frames in complete(reader, "rows.parquet"):
+        cell = group.cells[0]
         name = tuple(cell.keys[key] for key in ("dataset", "model", "defence", "x"))
         if name not in found:
             found[name] = (cell, _Answers(frames[0]))

@@ -9,18 +9,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from poise.experiments.bench.plan import Cell
-from poise.experiments.bench.reduce import KEYS, Reader, groups
+from poise.experiments.bench.reduce import KEYS, SCHEMA, Group, Reader, groups
 
 MOST = 5000
 """Rows of points that a figure may have; what holds more is thinned out."""
 
-PLAIN = {"attack": "none", "norm": None, "eps": None, "queries": None}
-"""The keys of what was not attacked."""
-
-TYPES: dict[str, pl.DataType] = {
-    **{name: pl.String() for name in ("dataset", "model", "defence", "attack", "norm")},
-    **{name: pl.Float64() for name in ("eps", "queries", "x")},
-}
+TYPES = {name: SCHEMA[name] for name in KEYS}
 
 
 def keyed(frame: pl.DataFrame, cell: Cell, **own: str | float | None) -> pl.DataFrame:
@@ -39,18 +33,12 @@ def joined(frames: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(frames) if frames else pl.DataFrame()
 
 
-def complete(reader: Reader, name: str) -> Iterator[tuple[list[Cell], list[pl.DataFrame]]]:
+def complete(reader: Reader, name: str) -> Iterator[tuple[Group, list[pl.DataFrame]]]:
     """Cells that differ in their seed alone and their tables, where all of them are there and hold rows."""
-    for cells in groups(reader.plan):
-        found = reader.tables(cells, name)
+    for group in groups(reader.plan):
+        found = reader.tables(group.cells, name)
         if found and all(len(frame) for frame in found):
-            yield cells, found
-
-
-def is_first_attack(reader: Reader, cell: Cell) -> bool:
-    """Whether what was not attacked is told by this cell: only once for all attacks."""
-    attacks = reader.plan.profile.attacks
-    return cell.attack is None or cell.attack == attacks[0]
+            yield group, found
 
 
 def thinned(length: int, most: int) -> NDArray[np.int64]:

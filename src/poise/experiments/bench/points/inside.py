@@ -27,7 +27,11 @@ def perturbations(reader: Reader) -> pl.DataFrame:
     """
     figure = reader.plan.spec.figure
     assert figure is not None
-    found = [(cells[0], pair) for cells in groups(reader.plan) if (pair := _pair(reader, cells[0], figure.samples[0]))]
+    found = [
+        (group.cells[0], pair)
+        for group in groups(reader.plan)
+        if (pair := _pair(reader, group.cells[0], figure.samples[0]))
+    ]
     if not found:
         return pl.DataFrame()
     owners: dict[tuple[str, str, str], tuple[Cell, Picture]] = {}
@@ -81,7 +85,7 @@ def _cells(values: Picture, step: int) -> pl.DataFrame:
 def cams(reader: Reader) -> pl.DataFrame:
     """Grad-CAM maps of the chosen images: attack ("image", "none", or its name), id, label, prediction, confidence,
     row, column, value (task `explain`); Obadinma et al., Calibration Attacks, Fig. 3. First seed."""
-    return joined([keyed(points[0], cells[0]) for cells, points in complete(reader, "points.parquet")])
+    return joined([keyed(points[0], group.cells[0]) for group, points in complete(reader, "points.parquet")])
 
 
 def embedding(reader: Reader) -> pl.DataFrame:
@@ -90,7 +94,7 @@ def embedding(reader: Reader) -> pl.DataFrame:
 
     First seed; where all images would be too many rows, every k-th of them, the same in every version.
     """
-    found = [(cells[0], points[0]) for cells, points in complete(reader, "points.parquet")]
+    found = [(group.cells[0], points[0]) for group, points in complete(reader, "points.parquet")]
     frames = []
     for cell, points in found:
         ids = points["id"].unique(maintain_order=True)
@@ -109,12 +113,12 @@ def bounds(reader: Reader) -> pl.DataFrame:
     """
     frames = []
     plan = metrics.Bootstrap(resamples=reader.plan.profile.bootstrap, seed=0)
-    for cells, found in complete(reader, "points.parquet"):
+    for group, found in complete(reader, "points.parquet"):
         rows = []
         for (radius,), part in pl.concat(found).partition_by("radius", as_dict=True).items():
             lower = plan.interval(metrics.mean, part["lower"].to_numpy())
             limits = {"lower": lower.value, "lower_low": lower.low, "lower_high": lower.high}
             means = {name: float(part[name].to_numpy().mean()) for name in ("upper", "smoothed")}
             rows.append({"radius": radius, **limits, **means, "n": len(part)})
-        frames.append(keyed(pl.DataFrame(rows).sort("radius"), cells[0]))
+        frames.append(keyed(pl.DataFrame(rows).sort("radius"), group.cells[0]))
     return joined(frames)

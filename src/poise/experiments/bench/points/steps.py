@@ -18,7 +18,7 @@ def trace(reader: Reader) -> pl.DataFrame:
     """
     figure = reader.plan.spec.figure
     assert figure is not None
-    cells = [(cells[0], rows[0]) for cells, rows in complete(reader, "rows.parquet")]
+    cells = [(group.cells[0], rows[0]) for group, rows in complete(reader, "rows.parquet")]
     each = MOST // max(len(cells) * len(figure.samples), 1)
     frames = []
     for cell, rows in cells:
@@ -44,7 +44,7 @@ def margins(reader: Reader) -> pl.DataFrame:
     """
     figure = reader.plan.spec.figure
     assert figure is not None
-    cells = [(cells[0], points[0]) for cells, points in complete(reader, "points.parquet")]
+    cells = [(group.cells[0], points[0]) for group, points in complete(reader, "points.parquet")]
     each = MOST // max(len(cells) * len(figure.samples), 1)
     frames = []
     for cell, found in cells:

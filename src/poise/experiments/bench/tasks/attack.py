@@ -38,7 +38,7 @@ def attack(bench: Workbench, shard: Shard, inputs: Inputs) -> dict[str, bytes]:
     if len(part) == 0:
         return {"rows.parquet": packing.table(_nothing())}
     images, labels, ids = next(iter(part.batches(len(part))))
-    attacked = bare if settings["attack"]["against"] == "bare" else target
+    attacked = faced(settings, bare, target)
     result = run(attacked, settings, images, labels, ids)
     similar = similarity(images, result.images)
     if attacked is not target:
@@ -55,6 +55,11 @@ def attack(bench: Workbench, shard: Shard, inputs: Inputs) -> dict[str, bytes]:
     if settings["options"].get("costs"):
         found["costs.parquet"] = packing.table(costs(target, part, settings["batch_size"]))
     return found
+
+
+def faced(settings: Plain, bare: Target, defended: Target) -> Target:
+    """The model that the attack of the settings searches on."""
+    return bare if settings["attack"]["against"] == "bare" else defended
 
 
 def _nothing() -> pl.DataFrame:

@@ -10,7 +10,7 @@ from poise.certify import certify as certificates_of
 from poise.errors import InputError, brief
 from poise.experiments.bench.plan import Plain, Shard
 from poise.experiments.bench.tasks import measured, packing
-from poise.experiments.bench.tasks.attack import run
+from poise.experiments.bench.tasks.attack import faced, run
 from poise.experiments.bench.workbench import Inputs, Workbench
 from poise.experiments.rows import asked
 
@@ -45,10 +45,8 @@ def certify(bench: Workbench, shard: Shard, inputs: Inputs) -> dict[str, bytes]:
         empty = pl.DataFrame(schema=SCHEMA)
         return {"points.parquet": packing.table(empty)}
     images, labels, ids = next(iter(part.batches(len(part))))
-    wanted = settings.get("attack")
-    if wanted is not None:
-        attacked = bare if wanted["against"] == "bare" else target
-        images = run(attacked, settings, images, labels, ids).images
+    if "attack" in settings:
+        images = run(faced(settings, bare, target), settings, images, labels, ids).images
     (answer,) = asked(target, (images,), pl.Series(ids.numpy()))
     found = certificates_of(target, images, ids, smoothing)
     points = _points(found, labels.tolist(), answer.confidence.cpu().tolist(), radii)

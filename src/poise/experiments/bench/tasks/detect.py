@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
 
 import polars as pl
 
@@ -46,10 +45,13 @@ def detect(bench: Workbench, shard: Shard, inputs: Inputs) -> dict[str, bytes]:
     _check(settings)
     attacks = [measured.of_attack(settings, one) for one in settings["attacks"]]
     rows: list[measured.Row] = []
-    with tempfile.TemporaryDirectory(prefix="poise-detect-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="poise-detect-") as scratch,
+        bench.address_of(settings, inputs.get("train")) as model,
+    ):
         options = _options(settings, bench)
         for number, alike in enumerate(_groups(attacks)):
-            spec = _spec(bench, shard, inputs, Path(scratch), alike)
+            spec = _spec(bench, shard, model, alike)
             out = Path(scratch) / f"run{number}"
             found = run_detect(spec, options, out, resume=False, listener=_Silent())
             for name, detector in found["detectors"].items():
@@ -98,16 +100,11 @@ def _options(settings: Plain, bench: Workbench) -> DetectOptions:
     return make_options(**given)
 
 
-def _spec(bench: Workbench, shard: Shard, inputs: Inputs, scratch: Path, attacks: list[Plain]) -> AuditSpec:
+def _spec(bench: Workbench, shard: Shard, model: str, attacks: list[Plain]) -> AuditSpec:
     settings, place = shard.settings, bench.place
-    address = place.address(settings["source"] or "")
-    if trained := inputs.get("train"):
-        weights = scratch / "model.safetensors"
-        weights.write_bytes(trained["model.safetensors"])
-        address = trained["address.txt"].decode().replace("{weights}", quote(str(weights)))
     first = attacks[0]
     return make_spec(
-        model=address,
+        model=model,
         data=place.address(settings["data"]),
         recipes=tuple(one["attack"]["recipe"] for one in attacks),
         defences=("none",),

@@ -17,7 +17,7 @@ from poise import metrics
 from poise.errors import InputError, one_of
 from poise.experiments.bench.plan import Plain, Shard
 from poise.experiments.bench.tasks import measured, packing
-from poise.experiments.bench.tasks.attack import run
+from poise.experiments.bench.tasks.attack import faced, run
 from poise.experiments.bench.workbench import Inputs, Workbench
 from poise.experiments.explain_cams import cams, check_installed, map_layer
 from poise.experiments.explain_features import embed, features
@@ -89,8 +89,7 @@ def _versions(bench: Workbench, shard: Shard, inputs: Inputs) -> _Versions:
     attacks = {one["name"]: measured.of_attack(shard.settings, one) for one in shard.settings["attacks"]}
     found = {CLEAN: images}
     for name, settings in attacks.items():
-        attacked = bare if settings["attack"]["against"] == "bare" else target
-        found[name] = run(attacked, settings, images, labels, ids).images
+        found[name] = run(faced(settings, bare, target), settings, images, labels, ids).images
     return _Versions(bare, found, labels, ids, attacks)
 
 

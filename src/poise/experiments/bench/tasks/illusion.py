@@ -5,7 +5,7 @@ from __future__ import annotations
 from scipy.stats import binomtest
 
 from poise.errors import InputError
-from poise.experiments.bench.plan import Shard
+from poise.experiments.bench.plan import UNATTACKED, Shard
 from poise.experiments.bench.tasks import measured, packing
 from poise.experiments.bench.workbench import Inputs, Workbench
 from poise.illusion import Adversary, Illusion, illusion_of_robustness
@@ -53,10 +53,9 @@ def illusion(bench: Workbench, shard: Shard, inputs: Inputs) -> dict[str, bytes]
 
 
 def _clean(found: Illusion) -> list[measured.Row]:
-    keys = {"attack": "none", "norm": None, "eps": None, "queries": None}
     return [
-        keys | {"metric": "accuracy", **_share(found.clean_accuracy, found.samples)},
-        keys | {"metric": "avg_confidence", **_plain(found.clean_confidence, found.samples)},
+        UNATTACKED | {"metric": "accuracy", **_share(found.clean_accuracy, found.samples)},
+        UNATTACKED | {"metric": "avg_confidence", **_plain(found.clean_confidence, found.samples)},
     ]
 
 

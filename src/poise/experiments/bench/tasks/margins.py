@@ -15,7 +15,7 @@ from torch import Tensor
 from poise.errors import InputError
 from poise.experiments.bench.plan import Shard
 from poise.experiments.bench.tasks import measured, packing
-from poise.experiments.bench.tasks.attack import run
+from poise.experiments.bench.tasks.attack import faced, run
 from poise.experiments.bench.workbench import Inputs, Workbench
 from poise.objectives.base import logit_margin
 from poise.targets import Target
@@ -70,8 +70,9 @@ def margins(bench: Workbench, shard: Shard, inputs: Inputs) -> dict[str, bytes]:
     if len(part) == 0:
         return {"points.parquet": packing.table(pl.DataFrame(schema=SCHEMA))}
     images, labels, ids = next(iter(part.batches(len(part))))
-    attacked = bare if settings["attack"]["against"] == "bare" else target
-    watched = _Watched(attacked, target, bare, dict(zip(ids.tolist(), labels.tolist(), strict=True)))
+    watched = _Watched(
+        faced(settings, bare, target), target, bare, dict(zip(ids.tolist(), labels.tolist(), strict=True))
+    )
     run(watched, settings, images, labels, ids)
     points = _points(watched, ids.tolist())
     return {"points.parquet": packing.table(points), "metrics.parquet": packing.table(_metrics(points))}

@@ -9,9 +9,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from poise import metrics
-from poise.experiments.bench.plan import Plain
-from poise.recipebook import recipe as recipe_named
-from poise.types import Access
+from poise.experiments.bench.plan import Plain, by_gradients
 
 Row = dict[str, Any]
 
@@ -52,10 +50,9 @@ def of_attack(settings: Plain, one: Plain) -> Plain:
 def threat(settings: Plain) -> Row:
     """The keys of an attack's rows: its name, norm and radius, and its queries where these limit it."""
     one = settings["attack"]
-    by_gradients = recipe_named(one["recipe"]).access == Access.GRADIENTS
     return {
         "attack": one["name"],
         "norm": settings["norm"],
         "eps": settings["eps"],
-        "queries": None if by_gradients else float(settings["budget"]),
+        "queries": None if by_gradients(one["recipe"]) else float(settings["budget"]),
     }

@@ -10,7 +10,7 @@ audit: $(VENV)/.core  ## the main job on the embedded default: a table and repor
 	$(BIN)/poise audit --model builtin:digits --data builtin:digits
 
 test: $(VENV)/.all  ## every test, on two processes
-	$(THREADS) $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(THREADS) $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 25
 
 lint: $(VENV)/.all  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -18,7 +18,7 @@ lint: $(VENV)/.all  ## format, lint, types
 	$(BIN)/mypy
 
 docs: $(VENV)/.all  ## the documentation as a site, warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.bench  ## speed as ratios to a limit measured in the same run, and the same attack of other libraries
 	$(BIN)/python benchmarks/speed.py --check

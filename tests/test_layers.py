@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": LIBRARY,
     "experiments": LIBRARY | {"checks", "report", "poise", "files"},
     "serve": LIBRARY | {"experiments"},
+    "interop": LIBRARY | {"experiments", "report", "files"},
     "cli": LIBRARY | {"checks", "report", "experiments", "poise", "serve"},
     "poise": LIBRARY | {"checks", "report"},
 }
@@ -206,7 +207,18 @@ print(json.dumps({"changed": changed, "modules": roots, "public": sorted(poise._
 """
 
 HEAVY = {"torchvision", "timm", "ray", "transformers", "datasets", "onnx", "onnxruntime", "lightning_fabric", "fastapi"}
-HEAVY |= {"uvicorn", "art", "foolbox", "matplotlib", "pytorch_grad_cam", "selenium", "hypothesis", "pytest"}
+HEAVY |= {
+    "uvicorn",
+    "art",
+    "foolbox",
+    "torchattacks",
+    "torchmetrics",
+    "matplotlib",
+    "pytorch_grad_cam",
+    "selenium",
+    "hypothesis",
+    "pytest",
+}
 
 
 def test_import_poise_has_no_side_effects(tmp_path: Path) -> None:

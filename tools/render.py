@@ -200,6 +200,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     **runpy.run_path(str(ROOT / "tools" / "detect_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "leaderboard_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "query_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "security_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "speed_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "training_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "paper_pages.py"))["FIGURES"],

@@ -29,6 +29,15 @@ class Watch:
         on_progress: called after every ask.
         checkpoints: numbers of queries after which confidence and prediction are kept in `AttackResult.curve`.
         trace: keep margin, confidence, loss and step of every point in `AttackResult.trace`; grows with the budget.
+
+    >>> import poise
+    >>> from poise.constraints import Linf
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> watch = Watch(checkpoints=(5, 10), trace=True)
+    >>> goal, search = poise.objectives.KeepLabel(poise.objectives.UCA()), poise.searches.PGD(steps=9)
+    >>> result = poise.attack(target, goal, search, Linf(0.1), data.images, data.labels, watch=watch)
+    >>> result.curve["queries"].unique().sort().to_list(), result.trace["iteration"].max()
+    ([5, 10], 9)
     """
 
     on_progress: OnProgress | None = None

@@ -54,6 +54,13 @@ class Adversary:
             it is the weaker one, None where nothing survives the plain attack.
         p_value: one-sided exact sign test of the images that only this attack flips against those only the plain one
             does.
+
+    >>> import poise
+    >>> from poise.illusion import illusion_of_robustness
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> found = illusion_of_robustness(target, data.images, data.labels, poise.constraints.Linf(0.1), steps=3)
+    >>> isinstance(found.plain, Adversary), found.plain.temperature
+    (True, 1.0)
     """
 
     temperature: float
@@ -74,6 +81,13 @@ class Illusion:
         plain: the attack as it stands (T_a = 1).
         cal: through the temperature that calibrates the model on clean images.
         opt: through the temperature that makes the attack strongest on the validation images.
+
+    >>> import poise
+    >>> from poise.illusion import illusion_of_robustness
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> found = illusion_of_robustness(target, data.images, data.labels, poise.constraints.Linf(0.1), steps=3)
+    >>> found.found, found.samples
+    (False, 8)
     """
 
     samples: int

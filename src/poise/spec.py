@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import tomllib
 from enum import Enum
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.errors import InputError, brief
+from poise.errors import InputError, PoiseError, brief
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+LARGEST_TOML, DEEPEST_TOML = 2**20, 32
+"""Bytes of a TOML file and levels of tables and lists in it, at most: no spec comes near, and a parser is not tried."""
 
 
 def describe(part: Any) -> Any:
@@ -71,11 +77,67 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def read_toml(path: Path, what: str, kind: type[PoiseError] = InputError) -> dict[str, Any]:
+    """What a TOML file holds, of at most `LARGEST_TOML` bytes and `DEEPEST_TOML` levels.
+
+    Args:
+        path: of the file.
+        what: begins the message where it cannot be read.
+        kind: of the error.
+
+    Raises:
+        PoiseError: of that kind: the file is missing, larger, deeper, or no TOML in UTF-8.
+    """
+    try:
+        with path.open("rb") as handle:
+            content = handle.read(LARGEST_TOML + 1)
+        if len(content) > LARGEST_TOML:
+            raise ValueError(f"more than {LARGEST_TOML} bytes")
+        text = content.decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise RecursionError
+        found = tomllib.loads(text)
+        _check_plain(found)
+    except RecursionError:
+        raise kind(f"{what}: '{path}' must be a readable TOML file, got: tables or lists nested too deeply") from None
+    except (OSError, ValueError) as error:  # UnicodeDecodeError, TOMLDecodeError, a number of thousands of digits
+        raise kind(f"{what}: '{path}' must be a readable TOML file, got: {brief(error)}") from None
+    return found
+
+
+def take_recorded(given: dict[str, Any], path: Path, kind: type[PoiseError]) -> dict[str, str]:
+    """Takes the table [recorded], the fingerprints of what a run was made with, out of what its file holds.
+
+    Raises:
+        PoiseError: of that kind: it is no table.
+    """
+    recorded = given.pop("recorded", {})
+    if not isinstance(recorded, dict):
+        raise kind(f"{path.name}: '{path}' must hold recorded as a table, got {brief(repr(recorded))}")
+    return {str(key): str(value) for key, value in recorded.items()}
+
+
+_KEY = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:{_KEY}){{{DEEPEST_TOML}}}")
+"""A key of more parts than levels are allowed: the parser's time grows with their square."""
+
+
+def _check_plain(value: Any, levels: int = DEEPEST_TOML) -> None:
+    """Refuses tables and lists in more levels than these, and numbers that TOML does not have."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number of more than 64 bits")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if inner and not levels:
+        raise RecursionError
+    for part in inner:
+        _check_plain(part, levels - 1)
+
+
 def refusal(error: ValidationError, what: str = "spec", *, inside: str = "") -> InputError:
     """What pydantic found first, as one line: the field (of the table `inside`), what it must be, what was given."""
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, InputError):
         return inner
-    where = ".".join(filter(None, (inside, *map(str, first["loc"])))) or what
+    where = brief(".".join(filter(None, (inside, *map(str, first["loc"])))) or what)
     return InputError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(repr(first['input']))}")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import IO
+
 import polars as pl
 
 SCHEMA: dict[str, pl.DataType] = {
@@ -74,3 +78,26 @@ def empty_trace() -> pl.DataFrame:
 def cast_trace(frame: pl.DataFrame) -> pl.DataFrame:
     """frame with the trace's columns, in order and of the right types."""
     return frame.select(pl.col(name).cast(kind) for name, kind in TRACE.items())
+
+
+CELLS = 2**26
+"""Rows times columns of a table in a file, at most: one that repeats itself packs into almost nothing."""
+
+
+def read_parquet(source: Path | IO[bytes]) -> pl.DataFrame:
+    """A table from a parquet file of at most `CELLS` cells.
+
+    Raises:
+        OSError: the file cannot be read.
+        PolarsError: it is damaged, no parquet, or larger.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = pl.scan_parquet(source, glob=False)
+            rows, columns = table.select(pl.len()).collect().item(), len(table.collect_schema())
+            if rows * columns > CELLS:
+                raise pl.exceptions.ComputeError(f"{rows} rows of {columns} columns are too many")
+            return table.collect()
+    except pl.exceptions.PanicException as error:
+        raise pl.exceptions.ComputeError(str(error)) from None

@@ -20,7 +20,12 @@ class Access(IntEnum):
 
 
 class OutputKind(Enum):
-    """What the numbers of an answer are. Declared by the target, never guessed from values."""
+    """What the numbers of an answer are. Declared by the target, never guessed from values.
+
+    >>> import torch, poise
+    >>> poise.Outputs(torch.tensor([[0.7, 0.3]]), OutputKind.PROBABILITIES).confidence
+    tensor([0.7000], dtype=torch.float64)
+    """
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
@@ -42,6 +47,11 @@ class Outputs:
 
     The views below are computed once, in float64 where the device has it: near saturation float32 cannot
     tell a confidence of 1 - 1e-8 from 1, and an attack that follows it would stand still.
+
+    >>> import torch
+    >>> answer = Outputs(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+    >>> answer.labels, answer.confidence.numpy().round(3).tolist()
+    (tensor([0, 0]), [0.881, 0.5])
     """
 
     scores: Tensor
@@ -88,6 +98,12 @@ class AttackResult:
         curve: best confidence and prediction after each checkpoint's number of queries (columns in
             `poise.table.CURVE`).
         trace: every point that was asked for, where a trace was wanted (columns in `poise.table.TRACE`).
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> result = poise.run_recipe("pgd-uca", target, data.images, data.labels, eps=0.1)
+    >>> result.images.shape, result.scores.shape, result.table.height
+    (torch.Size([4, 1, 8, 8]), torch.Size([4, 10]), 4)
     """
 
     images: Tensor

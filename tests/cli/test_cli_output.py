@@ -70,7 +70,8 @@ def test_every_listed_recipe_and_defence_is_one_that_runs() -> None:
     for name in composed:
         goals = listed[name].split("GOAL: ")[1].split(", ")
         assert all(recipe(name.replace("GOAL", goal)).keeps_label for goal in goals)
-    assert {name for name, line in listed.items() if line.endswith("; needs extra peers)")} == set(PEERS)
+    extras = {name: peer.attack.extra for name, peer in PEERS.items()}
+    assert {name: line[:-1].split("; needs extra ")[1] for name, line in listed.items() if "; needs" in line} == extras
     assert set(json.loads(poise("list", "defenses", "--json").out)) == set(library.defenses.summaries())
 
 

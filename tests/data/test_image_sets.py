@@ -62,7 +62,7 @@ def test_caltech101(caltech) -> None:
 def test_nothing_is_opened_or_written_before_a_batch(caltech, monkeypatch) -> None:
     opened: list[str] = []
     before = Image.open
-    monkeypatch.setattr(Image, "open", lambda file: opened.append(str(file)) or before(file))
+    monkeypatch.setattr(Image, "open", lambda file, **more: opened.append(str(file)) or before(file, **more))
     there = sorted(map(str, caltech.rglob("*")))
     data = load(f"torchvision:Caltech101?root={caltech}&size=8")
     assert opened == []

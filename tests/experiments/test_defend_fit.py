@@ -144,7 +144,7 @@ GOOD = np.zeros((6, 3)), np.array([0, 1, 2, 0, 1, 2])
         ({"logits": np.full((6, 3), np.nan), "labels": GOOD[1]}, "must be finite"),
         ({"probabilities": GOOD[0], "labels": GOOD[1]}, "rows that sum to 1"),
         ({"logits": GOOD[0][:2], "labels": GOOD[1][:2]}, "at least 4 samples, got 2"),
-        ({"logits": np.array([{}] * 6), "labels": GOOD[1]}, "readable .npz of plain arrays"),
+        ({"logits": np.array([{}] * 6), "labels": GOOD[1]}, "must be numbers or texts, got Python objects"),
     ],
 )
 def test_bad_archives_are_told_in_one_line(tmp_path: Path, arrays: dict[str, np.ndarray], told: str) -> None:

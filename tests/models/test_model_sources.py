@@ -49,7 +49,7 @@ def test_refused_in_one_line(lenet, tmp_path) -> None:
         ("onnx:model.onnx", "onnx:model.onnx: the model must be an existing file, got 'model.onnx'"),
         ("https:example.org", "url: must read https://HOST/PATH"),
         ("endpoint:none.toml", "endpoint:none.toml: endpoint must be an existing file, got 'none.toml'"),
-        ("hf:folder", "source 'hf:' is not in this version"),
+        ("hf:folder", "hf:folder: the model must be an existing folder, got 'folder'"),
         ("tim:resnet18", r"model: source: .* \(did you mean timm\?"),
         ("resnet18", "must be SCHEME:NAME"),
     ]:
@@ -68,6 +68,6 @@ def test_names() -> None:
     listed = names()
     assert "builtin:digits" in listed
     assert "builtin:resnet56-cifar10?weights=FILE" in listed
-    assert len(listed) == len(BUILTIN) + 7 + len(VARIANTS)
+    assert len(listed) == len(BUILTIN) + 8 + len(VARIANTS)
     assert all(line and "\n" not in line for line in listed.values())
     assert listed["builtin:resnet20-cifar10?weights=FILE"].endswith("(3, 32, 32), 10 classes")

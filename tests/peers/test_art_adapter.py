@@ -21,8 +21,9 @@ import poise
 from poise import ModuleTarget
 from poise.constraints import L2, Box, Constraint, Linf
 from poise.errors import AccessError, InputError, MissingExtraError, PoiseError
-from poise.peers import ART_ATTACKS, ArtAttack, ArtSetting, run_art
-from poise.peers.art_bridge import Bridge, art_estimator
+from poise.peers import ART_ATTACKS, ArtAttack, PeerAttack, PeerSetting, any_norm, run_peer
+from poise.peers.art_bridge import art_estimator
+from poise.peers.bridge import Bridge
 from poise.types import Access, AttackResult, OutputKind
 from toys import (
     Case,
@@ -40,6 +41,11 @@ from toys import (
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 IMAGES = torch.rand(6, 1, 8, 8, generator=generator(1))
 QUICK = {"cw-l2": 5, "cw-l2-confident": 5, "zoo": 5, "newtonfool": 20}
+
+
+def run_art(attack: PeerAttack | str, *data: Any, **run: Any) -> AttackResult:
+    """`run_peer` by ART's own names."""
+    return run_peer(ART_ATTACKS[attack] if isinstance(attack, str) else attack, *data, **run)
 
 
 def cnn(**declared: Any) -> ModuleTarget:
@@ -281,12 +287,12 @@ class _Fake:
 
 @dataclass(frozen=True, slots=True)
 class _FakeAttack(ArtAttack):
-    def make(self, estimator: Any, setting: ArtSetting) -> Any:
+    def make(self, estimator: Any, setting: PeerSetting) -> Any:
         return _Fake(self.name)
 
 
 def fake(name: str, *, bounded: bool = False) -> ArtAttack:
-    return _FakeAttack(name, "a test", "none", "None", lambda setting: {}, bounded=bounded)
+    return _FakeAttack(name, "a test", "none", any_norm("None"), lambda setting: {}, bounded=bounded)
 
 
 def test_points_outside_are_projected_for_attacks_of_the_ball_and_dropped_for_the_others() -> None:
@@ -389,7 +395,9 @@ def test_values_that_make_no_sense_are_refused_in_one_line() -> None:
     labels = labels_of(cnn())
     two = ModuleTarget(Linear(torch.rand(2, 1, 8, 8)), num_classes=2)
     for message, call in {
-        r"^ART attack: .* got 'apgd' \(did you mean": lambda: run_art("apgd", cnn(), Linf(0.1), IMAGES, labels),
+        r"^attack of another library: .* got 'art-apgd' \(did you mean": lambda: run_peer(
+            "art-apgd", cnn(), Linf(0.1), IMAGES, labels
+        ),
         "^ART apgd-ce: eps must be above 0, got 0": lambda: run_art("apgd-ce", cnn(), L2(0.0), IMAGES, labels),
         "^ART apgd-dlr: needs at least 3 classes, got 2$": lambda: run_art("apgd-dlr", two, L2(1), IMAGES, labels),
         "^ART deepfool: steps must be at least 1, got 0$": lambda: run_art(
@@ -429,7 +437,7 @@ def test_the_suite_is_arts_own_and_leaves_no_lent_module_behind() -> None:
     import art.attacks.evasion as evasion
 
     target = cnn()
-    setting = ArtSetting(0.1, math.inf, 0, None, 8, 64)
+    setting = PeerSetting(0.1, math.inf, 0, None, 8, 64, 4)
     made = ART_ATTACKS["autoattack"].make(
         art_estimator(Bridge(target, OutputKind.LOGITS), IMAGES.shape[1:], "test"), setting
     )

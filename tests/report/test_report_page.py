@@ -148,7 +148,8 @@ def test_the_report_does_not_import_torch() -> None:
     own = {name for name in modules if name.startswith("poise")}
     assert not any(name.split(".")[0] in {"torch", "torchvision", "torchmetrics", "PIL"} for name in modules)
     assert all(
-        name == "poise" or name.startswith(("poise.report", "poise.metrics", "poise.errors", "poise.files"))
+        name == "poise"
+        or name.startswith(("poise.report", "poise.metrics", "poise.errors", "poise.files", "poise.table"))
         for name in own
     )
 

@@ -371,7 +371,8 @@ def test_what_the_runtime_is_told(opened: Any, monkeypatch: pytest.MonkeyPatch) 
     told: list[Any] = []
     make = onnxruntime.InferenceSession
 
-    def spy(content: bytes, options: Any, providers: list[Any]) -> Any:
+    def spy(content: bytes, options: Any, providers: list[Any], enable_fallback: int) -> Any:
+        assert not enable_fallback
         told.append((options, providers))
         return make(content, options, providers=["CPUExecutionProvider"])
 

@@ -113,9 +113,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     empty.write_text("", encoding="utf-8")
     for path, message in (
-        (tmp_path / "absent.toml", "absent.toml' must be a readable file, got: No such file"),
-        (broken, "broken.toml' must be TOML, got: "),
-        (binary, "binary.toml' must be TOML, got: "),
+        (tmp_path / "absent.toml", "absent.toml' must be a readable TOML file, got: "),
+        (broken, "broken.toml' must be a readable TOML file, got: "),
+        (binary, "binary.toml' must be a readable TOML file, got: "),
         (tmp_path, "must be one of the known names"),  # no .toml: taken for a name
         (empty, "method: field required"),
     ):

@@ -66,6 +66,15 @@ class ClassScore:
 
     Args:
         up: raise it; else lower it.
+
+    >>> import torch, poise
+    >>> from poise.certify import Smoothed
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=2)
+    >>> smoothed = poise.ModuleTarget(Smoothed(target.module, sigma=0.1, draws=4), num_classes=10)
+    >>> goal, search, ball = ClassScore(up=False), poise.searches.PGD(steps=3), poise.constraints.L2(0.5)
+    >>> result = poise.attack(smoothed, goal, search, ball, data.images, data.labels)
+    >>> bool((result.table["l2"] <= 0.5).all())
+    True
     """
 
     access: ClassVar[Access] = Access.SCORES

@@ -100,7 +100,13 @@ def naive_lower(scores: Scores, radius: ArrayLike, *, sigma: float, epsilon: flo
 
 
 def naive_upper(scores: Scores, radius: ArrayLike, *, sigma: float, epsilon: float) -> Floats:
-    """Upper bound from the mean alone, the mirror image of `naive_lower`."""
+    """Upper bound from the mean alone, the mirror image of `naive_lower`.
+
+    >>> from poise.certify import Scores
+    >>> five = Scores.exact([0.2, 0.5, 0.8, 0.9, 1.0])
+    >>> naive_upper(five, [0.0, 0.25], sigma=0.25, epsilon=0.05).round(9).tolist()
+    [0.73, 0.946607429]
+    """
     width = scores.high - scores.low
     share = min(1.0, (scores.mean_ceiling - scores.low) / width + epsilon)
     return scores.low + width * _moved(np.array(share), _shift(radius, sigma, epsilon))[..., 0]

@@ -17,7 +17,11 @@ _SWEEPS = 50
 
 
 def mean_with_abstentions_as_zero(values: ArrayLike, abstained: ArrayLike) -> float:
-    """Mean over all images; one that abstains has confidence 0. The spec of the paper's tables leaves this open."""
+    """Mean over all images; one that abstains has confidence 0. The spec of the paper's tables leaves this open.
+
+    >>> mean_with_abstentions_as_zero([0.8, 0.2], [False, True])
+    0.4
+    """
     kept = ~np.asarray(abstained, dtype=bool)
     return float(np.where(kept, np.asarray(values, dtype=np.float64), 0.0).mean())
 
@@ -83,6 +87,10 @@ def worst_ece_found(
 
     Returns:
         The ECE found, and the confidences (N,) inside the intervals.
+
+    >>> found, at = worst_ece_found([0.6, 0.3], [0.9, 0.5], [1, 0])
+    >>> round(found, 3), at.tolist()
+    (0.45, [0.6, 0.5])
     """
     low, high, right = _columns(lower, upper, hit)
     edges = np.arange(bins + 1) / bins

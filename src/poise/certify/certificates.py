@@ -33,6 +33,13 @@ class Certificate:
     With a probability of 1 - alpha over the draws, for all radii at once, `lower` and `upper` enclose what the smoothed
     score of `prediction` can be at any point within the radius. Each image has its own alpha: of many certificates a
     share of alpha may fail.
+
+    >>> import torch, poise
+    >>> from poise.certify import Smoothing, certify
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=1)
+    >>> (found,) = certify(target, data.images, smoothing=Smoothing(sigma=0.25, n=500))
+    >>> bool(found.lower(0.25) <= found.mean <= found.upper(0.25)), found.abstains
+    (True, False)
     """
 
     id: int

@@ -26,6 +26,11 @@ class Measure:
         low, high: its range; whole numbers, so that bin edges are exact.
         certified_above: a smoothed score above it means that class c is the smoothed prediction.
         score: probabilities (m, K) and classes (m,) to scores (m,).
+
+    >>> import torch
+    >>> above_half = Measure("above_half", 0.0, 1.0, 0.5, lambda p, c: (p.gather(1, c[:, None])[:, 0] > 0.5).to(p))
+    >>> above_half.score(torch.tensor([[0.7, 0.3]]), torch.tensor([0]))
+    tensor([1.])
     """
 
     name: str

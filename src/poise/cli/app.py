@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from poise.errors import PoiseError
+from poise.errors import PoiseError, printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("audit", "Attack a classifier's confidence and write a report."),
@@ -131,4 +131,5 @@ def run(arguments: list[str] | None, errors: TextIO) -> int:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Without line ends, and without what a terminal would obey: a text may quote a stranger's file."""
+    return printable(" ".join(text.split()))

@@ -29,7 +29,8 @@ def _recipes() -> dict[str, str]:
 
     ours = {name: f"{recipe.summary} ({recipe.paper})" for name, recipe in recipes().items()}
     composed = {f"{search}-GOAL": f"{search} for a GOAL: {', '.join(GOALS)}" for search in SCORES}
-    return ours | composed | {name: f"{peer.summary} ({peer.paper}; needs extra peers)" for name, peer in PEERS.items()}
+    others = {name: f"{peer.summary} ({peer.paper}; needs extra {peer.attack.extra})" for name, peer in PEERS.items()}
+    return ours | composed | others
 
 
 def _objectives() -> dict[str, str]:

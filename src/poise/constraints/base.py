@@ -46,7 +46,15 @@ class Box:
 
 
 class Constraint(Protocol):
-    """A ball {x' : distance(x', clean) <= eps}; all points are (m, C, H, W), rows are independent."""
+    """A ball {x' : distance(x', clean) <= eps}; all points are (m, C, H, W), rows are independent.
+
+    >>> import torch
+    >>> from poise.constraints import Box, Linf
+    >>> ball: Constraint = Linf(0.1)
+    >>> clean = torch.full((1, 1, 2, 2), 0.95)
+    >>> ball.project(clean + 0.3, clean, Box(0.0, 1.0)).amax().item(), ball.contains(clean + 0.3, clean).tolist()
+    (1.0, [False])
+    """
 
     @property
     def eps(self) -> float:

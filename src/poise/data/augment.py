@@ -18,7 +18,15 @@ _TRIES = 10
 
 
 class Augmentation(Protocol):
-    """A random view of every image of a batch; labels do not change."""
+    """A random view of every image of a batch; labels do not change.
+
+    >>> import torch
+    >>> from poise.data import HorizontalFlip
+    >>> from poise.rng import Rng
+    >>> view: Augmentation = HorizontalFlip()
+    >>> view(torch.rand(2, 3, 4, 4), Rng(0, torch.arange(2)), step=0).shape
+    torch.Size([2, 3, 4, 4])
+    """
 
     def __call__(self, images: Tensor, rng: Rng, step: int) -> Tensor:
         """(b, C, H, W) from (b, C, H, W): sample i's draw depends on (rng.seed, its id, step) and on nothing else."""

@@ -12,14 +12,20 @@ import torch
 from torch import Tensor
 
 from poise.data.arrays import Array, Rows, array_images, array_labels
-from poise.errors import InputError
+from poise.errors import InputError, printable
 from poise.rng import Rng
 
-_CHUNK = 256
+_CHUNK = 8  # image files in memory at once
 
 
 class ImageSource(Protocol):
-    """Images in their stored form; a batch is decoded when it is asked for."""
+    """Images in their stored form; a batch is decoded when it is asked for.
+
+    >>> import torch, poise
+    >>> source: ImageSource = poise.data.load("builtin:digits").source
+    >>> source.shape, source.take(torch.tensor([0, 1])).dtype
+    ((1, 8, 8), torch.float32)
+    """
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -143,10 +149,10 @@ class Dataset:
 
 
 def build(name: str, source: ImageSource, labels: Array, class_names: Sequence[str] | None) -> Dataset:
-    """A data set of a whole source; checks the labels against the images and the class names."""
+    """A data set of a whole source; checks labels against images and class names, and makes the names printable."""
     checked = array_labels(name, labels, len(source), class_names)
-    names = tuple(class_names) if class_names is not None else tuple(map(str, range(int(checked.max()) + 1)))
-    return Dataset(name, names, source, checked, np.arange(len(source)), class_names is not None)
+    names = map(printable, class_names) if class_names is not None else map(str, range(int(checked.max()) + 1))
+    return Dataset(name, tuple(names), source, checked, np.arange(len(source)), class_names is not None)
 
 
 def from_arrays(
@@ -168,6 +174,11 @@ def from_arrays(
 
     Raises:
         InputError: for arrays of other shapes, types or ranges.
+
+    >>> import numpy as np
+    >>> data = from_arrays(np.zeros((6, 8, 8), np.uint8), np.arange(6) % 3)
+    >>> data.shape, data.num_classes, len(data)
+    ((1, 8, 8), 3, 6)
     """
     return build(name, array_images(name, images, layout), labels, class_names)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from poise.data.arrays import Array, array_images
 from poise.data.dataset import Dataset, build
-from poise.data.npz import MAX_BYTES, available_memory
+from poise.data.npz import FREE, MAX_BYTES, RATIO, available_memory
 from poise.data.uri import Uri
 from poise.errors import InputError, brief
 
@@ -48,7 +48,8 @@ def _read(uri: Uri, folder: Path, name: str, dimensions: int) -> Array:
             if len(head) < 4 + 4 * dimensions or head[:2] != b"\0\0" or head[2] != _BYTE or head[3] != dimensions:
                 raise uri.fail(f"{path.name} must be bytes in {dimensions} dimensions in the format IDX, it is not")
             sizes = tuple(int.from_bytes(head[at : at + 4], "big") for at in range(4, len(head), 4))
-            wanted, limit = math.prod(sizes), min(MAX_BYTES, available_memory())
+            wanted, packed = math.prod(sizes), path.stat().st_size
+            limit = min(MAX_BYTES, available_memory(), max(FREE, RATIO * packed))
             if wanted > limit:
                 raise uri.fail(f"{path.name} must hold at most {limit} bytes, it declares {wanted}")
             content = stream.read(wanted + 1)

@@ -4,18 +4,20 @@ unpacked or downloaded, and an image is decoded when its batch is made."""
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from poise.data.dataset import Dataset
 from poise.data.folder import SIZE_KEYS, from_files
-from poise.data.layouts import Listing, class_folders, subfolders
+from poise.data.layouts import Listing, class_folders, inside, subfolders
+from poise.data.torch_file import load_torch
 from poise.data.uri import Uri
 from poise.errors import brief
 
 GTSRB_CLASSES = 43
+_DIGITS = re.compile("[0-9]{1,9}")
 
 
 def load_image_set(uri: Uri, root: Path) -> Dataset:
@@ -29,7 +31,7 @@ def load_image_set(uri: Uri, root: Path) -> Dataset:
         MissingExtraError: Pillow is not installed.
         InputError: for a missing size, files or folders that are missing.
     """
-    uri.allow("root", "split", *SIZE_KEYS)
+    uri.allow("root", "split", "links", *SIZE_KEYS)
     if "size" not in uri.query:
         raise uri.fail("needs size=N, such as size=224, because the images differ in size")
     listing, name = IMAGE_SETS[uri.rest](uri, root)
@@ -67,19 +69,27 @@ def _gtsrb(uri: Uri, root: Path) -> tuple[Listing, str]:
         raise uri.fail("root must hold gtsrb/GT-final_test.csv, the classes of the test images, got none")
     files: list[str] = []
     labels: list[int] = []
-    with table.open(encoding="utf-8", newline="") as opened:
-        for row in csv.DictReader(opened, delimiter=";", skipinitialspace=True):
-            name, label = row.get("Filename"), row.get("ClassId")
-            if not name or not label or not label.isdigit() or int(label) >= GTSRB_CLASSES:
-                raise uri.fail(
-                    f"GT-final_test.csv: a row must hold Filename and ClassId below {GTSRB_CLASSES}, "
-                    f"got {brief(dict(row), 80)}"
-                )
-            files.append(str(folder / name))
-            labels.append(int(label))
+    for row in _rows(uri, table):
+        name, label = row.get("Filename"), row.get("ClassId")
+        if not name or not label or not _DIGITS.fullmatch(label) or int(label) >= GTSRB_CLASSES:
+            raise uri.fail(
+                f"GT-final_test.csv: a row must hold Filename and ClassId below {GTSRB_CLASSES}, "
+                f"got {brief(dict(row), 80)}"
+            )
+        files.append(inside(uri, folder, name, "GT-final_test.csv"))
+        labels.append(int(label))
     if not files:
         raise uri.fail("GT-final_test.csv must hold a row per image, got none")
     return Listing(classes, files, labels), f"{uri}?split={split}"
+
+
+def _rows(uri: Uri, table: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with semicolons."""
+    try:
+        with table.open(encoding="utf-8", newline="") as opened:
+            return list(csv.DictReader(opened, delimiter=";", skipinitialspace=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise uri.fail(f"{table.name} must be a readable CSV file: {brief(error)}") from None
 
 
 def _imagenet(uri: Uri, root: Path) -> tuple[Listing, str]:
@@ -102,7 +112,8 @@ def _meta(uri: Uri, file: Path) -> dict[str, tuple[str, ...]] | None:
     if not file.is_file():
         return None
     try:
-        names, _ = torch.load(file, weights_only=True)
+        found: Any = load_torch(file)
+        names, _ = found
         return {str(wnid): tuple(map(str, words)) for wnid, words in names.items()}
     except Exception as error:  # torch and pickle raise a dozen types on other files
         raise uri.fail(f"meta.bin must be the file that torchvision writes: {brief(error)}") from error

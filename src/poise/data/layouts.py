@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from poise.data.uri import Uri
 from poise.errors import brief, one_of
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val", "test")
-KEYS = ("split", "classes", "exclude")
+KEYS = ("split", "classes", "exclude", "links")
 
 _ANNOTATIONS = "val_annotations.txt"
 
@@ -45,11 +45,12 @@ def list_folder(uri: Uri, folder: Path) -> Listing:
 
     Args:
         uri: keys `split=NAME` (any subfolder), `classes=A,B` (only these), `exclude=TEXT` (leaves out files whose name
-            contains it, such as `_mask`).
+            contains it, such as `_mask`), `links=true` (links may lead out of DIR).
         folder: DIR.
 
     Raises:
-        InputError: for splits that are there and not chosen, a split that is not there, a class without images.
+        InputError: for splits that are there and not chosen, a split that is not there, a class without images, a link
+            that leads out of DIR.
     """
     there, split = subfolders(folder), uri.text("split")
     splits = [name for name in SPLITS if name in there]
@@ -91,7 +92,8 @@ def class_folders(uri: Uri, folder: Path, classes: Sequence[str], *, whole: bool
     for label, name in enumerate(chosen):
         if not whole and name not in there:
             continue
-        found = _images(folder / name, uri.text("exclude"))
+        contained(uri, folder / name)
+        found = _images(uri, folder / name)
         if not found:
             raise uri.fail(f"class folder '{name}' must hold images ({', '.join(SUFFIXES)}), got none")
         files += found
@@ -111,15 +113,39 @@ def _chosen(uri: Uri, classes: Sequence[str]) -> list[str]:
     return [name for name in classes if name in wanted]
 
 
-def _images(folder: Path, exclude: str | None) -> list[str]:
-    """Image files below a folder, sorted by folder and name; hidden files are none."""
-    found: list[tuple[str, str]] = []
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            image = os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
-            if image and not (exclude and exclude in name):
-                found.append((parent, name))
+def _images(uri: Uri, folder: Path) -> list[str]:
+    """Image files below a folder, sorted by folder and name; hidden files are none, and linked folders not entered."""
+    exclude, found, waiting = uri.text("exclude"), list[tuple[str, str]](), [str(folder)]
+    while waiting:
+        parent = waiting.pop()
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                name = entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):  # noqa: PTH122
+                    if exclude and exclude in name:
+                        continue
+                    if entry.is_symlink():
+                        contained(uri, Path(entry.path))
+                    if not entry.is_file():
+                        raise uri.fail(f"image '{brief(name, 80)}' must be a file, got something else")
+                    found.append((parent, name))
     return [os.path.join(parent, name) for parent, name in sorted(found)]  # noqa: PTH118
+
+
+def contained(uri: Uri, path: Path) -> None:
+    """Refuses a path that links take out of the folder that the address names, unless it says links=true."""
+    if uri.flag("links"):
+        return
+    root = Path(uri.text("root") or uri.rest).expanduser()
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        inside = False
+    if not inside:
+        name = brief(path.name, 80)
+        raise uri.fail(f"'{name}' must not link out of '{root.name}' (links=true in the address allows it)")
 
 
 def _tiny_imagenet(uri: Uri, folder: Path, part: Path) -> Listing:
@@ -146,7 +172,7 @@ def _annotated(uri: Uri, part: Path, wnids: list[str]) -> Listing:
         if len(fields) < 2:
             raise uri.fail(f"{_ANNOTATIONS}: line {number} must read FILE, tab, CLASS, got '{brief(line, 60)}'")
         if fields[1] in label_of:
-            files.append(str(part / "images" / fields[0]))
+            files.append(inside(uri, part / "images", fields[0], _ANNOTATIONS))
             labels.append(label_of[fields[1]])
         elif "classes" not in uri.query:
             raise uri.fail(
@@ -155,6 +181,15 @@ def _annotated(uri: Uri, part: Path, wnids: list[str]) -> Listing:
     if not files:
         raise uri.fail(f"{_ANNOTATIONS} must name images, got none")
     return Listing(tuple(wnids), files, labels)
+
+
+def inside(uri: Uri, folder: Path, name: str, where: str) -> str:
+    """The path of an image that the list `where` names; refused where the name leads out of the folder of images."""
+    if PurePath(name).name != name or "\0" in name:
+        raise uri.fail(f"{where} must name images of its folder, got '{brief(name, 60)}'")
+    path = folder / name
+    contained(uri, path)
+    return str(path)
 
 
 def _lines(file: Path) -> list[str]:

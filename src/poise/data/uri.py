@@ -9,7 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import unquote
 
-from poise.errors import InputError, one_of
+from poise.errors import InputError, brief, one_of, printable
+
+LONGEST = 4096
+"""Characters of an address, at most: as many as a path may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,11 @@ class Uri:
     common: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.scheme}:{self.rest}"
+        return printable(f"{self.scheme}:{self.rest}")
 
     def fail(self, message: str) -> InputError:
         """An error that starts with the address."""
-        return InputError(f"{self}: {' '.join(message.split())}")
+        return InputError(f"{self}: {printable(' '.join(message.split()))}")
 
     def allow(self, *keys: str) -> None:
         """Refuses every query key that is not named here and not common to all addresses."""
@@ -44,7 +47,7 @@ class Uri:
             if key not in known and known:
                 raise one_of(f"{self}: query key", key, known)
             if key not in known:
-                raise self.fail(f"takes no query keys, got '{key}'")
+                raise self.fail(f"takes no query keys, got '{brief(key)}'")
 
     def text(self, key: str, default: str | None = None) -> str | None:
         """The value of a key; `default` where the key is not given."""
@@ -54,7 +57,7 @@ class Uri:
         """One of a few words."""
         value = self.query.get(key, default)
         if value not in valid:
-            raise self.fail(f"{key} must be one of {', '.join(valid)}, got '{value}'")
+            raise self.fail(f"{key} must be one of {', '.join(valid)}, got '{brief(value)}'")
         return value
 
     def integer(self, key: str, *, low: int) -> int | None:
@@ -63,7 +66,7 @@ class Uri:
         if value is None:
             return None
         if not (value.isascii() and value.isdigit() and len(value) < 10) or int(value) < low:
-            raise self.fail(f"{key} must be a whole number, at least {low}, got '{value}'")
+            raise self.fail(f"{key} must be a whole number, at least {low}, got '{brief(value)}'")
         return int(value)
 
     def flag(self, key: str) -> bool:
@@ -80,7 +83,7 @@ class Uri:
         except ValueError:
             numbers = ()
         if not numbers or not all(map(math.isfinite, numbers)):
-            raise self.fail(f"{key} must be numbers separated by commas, got '{value}'")
+            raise self.fail(f"{key} must be numbers separated by commas, got '{brief(value)}'")
         return numbers
 
     def normalisation(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -131,10 +134,12 @@ def parse(text: str, *, what: str, schemes: tuple[str, ...], later: tuple[str, .
     >>> uri.scheme, uri.rest, dict(uri.query)
     ('npz', 'my set.npz', {'images': 'x'})
     """
+    if len(text) > LONGEST:
+        raise InputError(f"{what}: an address must have at most {LONGEST} characters, got {len(text)}")
     scheme, colon, tail = text.partition(":")
     if not colon:
         raise InputError(
-            f"{what}: must be SCHEME:NAME such as builtin:digits (schemes: {', '.join(schemes)}), got '{text.strip()}'"
+            f"{what}: must be SCHEME:NAME such as builtin:digits (schemes: {', '.join(schemes)}), got '{brief(text)}'"
         )
     if scheme in later:
         raise InputError(f"{what}: source '{scheme}:' is not in this version of poise (sources: {', '.join(schemes)})")
@@ -142,14 +147,15 @@ def parse(text: str, *, what: str, schemes: tuple[str, ...], later: tuple[str, .
         raise one_of(f"{what}: source", scheme, list(schemes))
     rest, _, tail = tail.partition("?")
     if not rest:
-        raise InputError(f"{what}: '{scheme}:' must be followed by a name, a file or a folder, got '{text.strip()}'")
+        raise InputError(f"{what}: '{scheme}:' must be followed by a name, a file or a folder, got '{brief(text)}'")
     query: dict[str, str] = {}
+    where = f"{what}: {scheme}:{brief(rest)}"
     for part in tail.split("&") if tail else ():
         key, equals, value = part.partition("=")
         if not (key and equals and value):
-            raise InputError(f"{what}: {scheme}:{rest}: a query must read key=value&key=value, got '{part}'")
+            raise InputError(f"{where}: a query must read key=value&key=value, got '{brief(part)}'")
         if key in query:
-            raise InputError(f"{what}: {scheme}:{rest}: a query key must be given once, got '{key}' twice")
+            raise InputError(f"{where}: a query key must be given once, got '{brief(key)}' twice")
         query[key] = _decoded(value, what)
     return Uri(what, scheme, _decoded(rest, what), MappingProxyType(query))
 
@@ -157,5 +163,5 @@ def parse(text: str, *, what: str, schemes: tuple[str, ...], later: tuple[str, .
 def _decoded(text: str, what: str) -> str:
     decoded = unquote(text, errors="surrogateescape")
     if any(ord(sign) < 32 for sign in decoded):
-        raise InputError(f"{what}: an address must not hold control characters, got {decoded!r}")
+        raise InputError(f"{what}: an address must not hold control characters, got {brief(repr(decoded))}")
     return decoded

@@ -14,7 +14,17 @@ from poise.errors import InputError, NotFittedError
 
 
 class PoiseWarning(UserWarning):
-    """A result that stands but that its user should know more about, for example a fit that hit a bound."""
+    """A result that stands but that its user should know more about, for example a fit that hit a bound.
+
+    >>> import torch, warnings
+    >>> from poise.defenses import TemperatureScaling
+    >>> sure = 9 * torch.eye(3)  # right without exception: no temperature is low enough
+    >>> with warnings.catch_warnings(record=True) as told:
+    ...     warnings.simplefilter("always")
+    ...     _ = TemperatureScaling().fit(sure, torch.arange(3))
+    >>> [warning.category.__name__ for warning in told]
+    ['PoiseWarning']
+    """
 
 
 class PostHoc(nn.Module, ABC):

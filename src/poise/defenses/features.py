@@ -73,6 +73,16 @@ class ByFeatures(InferenceDefense):
         layer: a name from `dict(model.named_modules())`.
         defense: fitted with features of this layer.
         side: whether the layer's output was read or its input.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from poise.defenses import MultiDomainTemperature, make_domains
+    >>> model = nn.Sequential(nn.Flatten(), nn.Identity())
+    >>> images = torch.tensor([4.0, 0.0]).view(1, 1, 1, 2).repeat(10, 1, 1, 1)
+    >>> domains = make_domains(model, "0", images, torch.tensor([0] * 8 + [1] * 2), {"dark": lambda x, y: x / 2})
+    >>> defense = ByFeatures("0", MultiDomainTemperature().fit_domains(list(domains.values())))
+    >>> defense.around(model)(images).shape
+    torch.Size([10, 2])
     """
 
     keeps_label = True
@@ -184,6 +194,13 @@ def make_domains(
     Raises:
         InputError: as for `features_and_logits`, no images, a batch size below 1, an attack that is called "clean" or
             that returns another shape.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Flatten(), nn.Identity())
+    >>> images, labels = torch.rand(4, 1, 1, 2), torch.tensor([0, 1, 0, 1])
+    >>> sorted(make_domains(model, "0", images, labels, {"dark": lambda x, y: x / 2}))
+    ['clean', 'dark']
     """
     if len(images) == 0 or len(labels) != len(images):
         raise InputError(f"make_domains: needs a label for each of 1 or more images, got {len(labels)}, {len(images)}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from poise.defenses.base import PostHoc
 from poise.defenses.registry import DEFENSES
-from poise.errors import InputError
+from poise.errors import InputError, brief
 from poise.files import whole
 
 _FORMAT = "poise-defense-1"
@@ -79,12 +79,12 @@ def load(path: str | Path, *, classes: tuple[type[PostHoc], ...] = ()) -> PostHo
     known = {cls.__name__: cls for cls in (*(type(entry.factory()) for entry in DEFENSES.values()), *classes)}
     name = metadata.get("name", "")
     if name not in known:
-        raise InputError(f"load: '{path}' holds a '{name}', known are {', '.join(sorted(known))}")
+        raise InputError(f"load: '{path}' holds a '{brief(name)}', known are {', '.join(sorted(known))}")
     try:
         defense = known[name](**json.loads(metadata.get("hyperparameters", "")))
         defense.load_state_dict(tensors)
     except (ValueError, TypeError, RuntimeError) as error:  # ValueError: InputError and bad JSON
-        raise InputError(f"load: '{path}' does not fit this version's {name} ({_one_line(error)})") from error
+        raise InputError(f"load: '{path}' does not fit this version's {name} ({brief(error)})") from error
     return defense
 
 
@@ -93,6 +93,13 @@ def provenance(path: str | Path) -> dict[str, Any]:
 
     Raises:
         InputError: the file is missing, damaged, or not a saved defence.
+
+    >>> import tempfile
+    >>> from poise.defenses import CompressionScaling, save
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(CompressionScaling(), f"{folder}/cs.safetensors", {"by": "A. Person"})
+    ...     provenance(f"{folder}/cs.safetensors")
+    {'by': 'A. Person'}
     """
     metadata, _ = _checked(Path(path))
     try:
@@ -108,7 +115,7 @@ def _checked(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file that `save` wrote, compared with its checksum."""
     metadata, tensors = _read(path)
     if metadata.get("format") != _FORMAT:
-        given = f"format '{metadata['format']}'" if "format" in metadata else "another safetensors file"
+        given = f"format '{brief(metadata['format'])}'" if "format" in metadata else "another safetensors file"
         raise InputError(f"load: '{path}' must be a defence saved by poise ({_FORMAT}), got {given}")
     if metadata.get("sha256") != _digest(metadata, tensors):
         raise InputError(f"load: '{path}' is damaged: its content does not match its checksum")
@@ -127,10 +134,6 @@ def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file."""
     if not path.is_file():
@@ -140,7 +143,6 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with opened as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"load: '{path}' must be a safetensors file, got a damaged or foreign one ({reason})"
+            f"load: '{path}' must be a safetensors file, got a damaged or foreign one ({brief(error)})"
         ) from error

@@ -103,6 +103,10 @@ def make_any(name: str) -> PostHoc | InferenceDefense:
 
 
 def summaries() -> dict[str, str]:
-    """Name to line, of both registries."""
+    """Name to line, of both registries.
+
+    >>> summaries()["ts"]
+    'temperature scaling: one T for all, least NLL on held-out data (Guo et al. 2017)'
+    """
     ours, around = DEFENSES.items(), INFERENCE.items()
     return {name: entry.summary for name, entry in ours} | {name: entry.summary for name, entry in around}

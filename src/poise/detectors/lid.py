@@ -66,6 +66,14 @@ class LID(Detector):
 
     Raises:
         InputError: hyper-parameters that make no sense; from `fit`: fewer than 3 clean images to compare with.
+
+    >>> import poise
+    >>> from poise.detectors import gaussian_noise, perturbation_rms
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=40)
+    >>> attacked = poise.run_recipe("fgsm", target, data.images, data.labels, eps=0.2).images
+    >>> noisy = gaussian_noise(data.images, perturbation_rms(data.images, attacked))
+    >>> LID(neighbours=(5,), minibatch=20).fit(target, data.images, noisy, attacked).score(attacked).shape
+    (40,)
     """
 
     name: ClassVar[str] = "lid"

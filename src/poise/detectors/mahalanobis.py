@@ -91,6 +91,16 @@ class Mahalanobis(Detector):
 
     Raises:
         InputError: a negative magnitude; from `fit`: no labels, or a class without an image.
+
+    >>> import poise
+    >>> from poise.detectors import gaussian_noise, perturbation_rms
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=40)
+    >>> attacked = poise.run_recipe("fgsm", target, data.images, data.labels, eps=0.2).images
+    >>> noisy = gaussian_noise(data.images, perturbation_rms(data.images, attacked))
+    >>> train = poise.data.load("builtin:digits", split="train", samples=200)
+    >>> detector = Mahalanobis(magnitudes=(0.0,)).fit(target, data.images, noisy, attacked, reference=train)
+    >>> detector.score(attacked).shape
+    (40,)
     """
 
     name: ClassVar[str] = "mahalanobis"

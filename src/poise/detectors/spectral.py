@@ -93,6 +93,12 @@ class LayerMFS(_Spectral):
 
     Raises:
         InputError: from `fit`, a layer without feature maps.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=40)
+    >>> attacked = poise.run_recipe("fgsm", target, data.images, data.labels, eps=0.2).images
+    >>> LayerMFS().fit(target, data.images, data.images, attacked).score(attacked).shape
+    (40,)
     """
 
     name: ClassVar[str] = "layer-mfs"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from poise import defenses
 from poise.errors import InputError, RunError
 from poise.experiments.costs import Costs
 from poise.recipebook import RECIPES, ball, check_eight_bit, check_norm, recipe
-from poise.spec import refusal, to_toml
+from poise.spec import read_toml, refusal, take_recorded, to_toml
 from poise.targets.purse import check_limits
 from poise.types import Access
 
@@ -55,6 +54,10 @@ class AuditSpec(BaseModel):
         eight_bit: attacked images hold 8-bit values.
         journal: ask a PyTorch module for its answers alone, and journal them like an endpoint's.
         max_queries, cost_per_query, max_cost: what the whole run may ask and spend; for models that are journaled.
+
+    >>> spec = AuditSpec(recipes=("sa-mma",), eps=8 / 255, samples=200)
+    >>> spec.defences, spec.budget
+    (('none', 'ts', 'cs'), 1000)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -161,12 +164,9 @@ def _default_recipes(given: dict[str, Any]) -> tuple[str, ...]:
 
 def read_spec(path: Path) -> tuple[AuditSpec, dict[str, str]]:
     """Spec and recorded fingerprints of a run folder's audit.toml."""
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"audit.toml: '{path}' must be a readable TOML file, got: {error}") from None
-    recorded = given.pop("recorded", {})
-    return make_spec(**given), {str(key): str(value) for key, value in recorded.items()}
+    given = read_toml(path, "audit.toml", RunError)
+    recorded = take_recorded(given, path, RunError)
+    return make_spec(**given), recorded
 
 
 def differences(old: AuditSpec, new: AuditSpec) -> list[str]:

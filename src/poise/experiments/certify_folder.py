@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from poise.errors import RunError
+from poise.errors import RunError, brief
 from poise.experiments import files
 from poise.experiments.certify_spec import CertifySpec, differences, read_certify_spec
+from poise.table import read_parquet
 
 SAMPLES = {
     "id": pl.Int64, "label": pl.Int64, "prediction": pl.Int64, "confidence": pl.Float64, "abstained": pl.Boolean,
@@ -94,7 +95,7 @@ class CertifyFolder:
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise RunError(f"state: '{path}' must be readable, got: {error} (remove it to count anew)") from None
+            raise RunError(f"state: '{path}' must be readable, got: {brief(error)} (remove it to count anew)") from None
 
     def samples(self) -> pl.DataFrame:
         """The rows of all images."""
@@ -109,8 +110,7 @@ def _read(folder: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     frames = []
     for path in sorted(folder.glob("*.parquet")):
         try:
-            frames.append(pl.read_parquet(path).select(pl.col(name).cast(kind) for name, kind in schema.items()))
+            frames.append(read_parquet(path).select(pl.col(name).cast(kind) for name, kind in schema.items()))
         except (OSError, pl.exceptions.PolarsError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise RunError(f"{folder.name}: '{path}' must be a readable table, got: {reason}") from None
+            raise RunError(f"{folder.name}: '{path}' must be a readable table, got: {brief(error, 100)}") from None
     return pl.concat([pl.DataFrame(schema=schema), *frames])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from poise.certify import MEASURES, Smoothing
 from poise.errors import InputError, RunError, one_of
-from poise.spec import refusal, to_toml
+from poise.spec import read_toml, refusal, take_recorded, to_toml
 
 DIGITS = "builtin:digits"
 WHERE = ("device", "batch_size")
@@ -103,13 +102,10 @@ def make_certify_spec(**given: Any) -> CertifySpec:
 
 def read_certify_spec(path: Path) -> tuple[CertifySpec, dict[str, str]]:
     """Spec and recorded fingerprints of a run folder's certify.toml."""
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"certify.toml: '{path}' must be a readable TOML file, got: {error}") from None
-    recorded = given.pop("recorded", {})
+    given = read_toml(path, "certify.toml", RunError)
+    recorded = take_recorded(given, path, RunError)
     spec = make_certify_spec(**{"samples": None, **given})
-    return spec, {str(key): str(value) for key, value in recorded.items()}
+    return spec, recorded
 
 
 def differences(old: CertifySpec, new: CertifySpec) -> list[str]:

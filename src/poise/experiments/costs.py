@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from poise import metrics
-from poise.errors import InputError, brief
+from poise.errors import InputError
+from poise.spec import read_toml
 
 ClassNumber = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 """A class as TOML names it in a table's heading, [classes.3]."""
 
 
 class ClassCosts(BaseModel):
-    """What a case of one true class costs; None takes the cost of the other classes."""
+    """What a case of one true class costs; None takes the cost of the other classes.
+
+    >>> from poise.experiments import Costs
+    >>> Costs(wrong_accepted=50, deferred=4, classes={"3": ClassCosts(wrong_accepted=500)}).plain()["classes"]
+    {'3': {'wrong_accepted': 500.0, 'deferred': 4.0, 'right_accepted': 0.0}}
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +38,9 @@ class Costs(BaseModel):
         deferred: a case that a person sees.
         right_accepted: a right prediction that was accepted; below 0 for a gain.
         classes: what is different for cases whose true class has this number.
+
+    >>> Costs(wrong_accepted=50, deferred=4).plain()
+    {'wrong_accepted': 50.0, 'deferred': 4.0, 'right_accepted': 0.0}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,10 +84,7 @@ def read_costs(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or holds nothing about costs.
     """
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"costs: '{path}' must be a readable TOML file, got: {brief(error)}") from None
+    given = read_toml(path, "costs")
     found = given.get("costs", {} if "model" in given else given)
     if not isinstance(found, dict) or not found:
         raise InputError(f"costs: '{path}' must set wrong_accepted and deferred, got neither")

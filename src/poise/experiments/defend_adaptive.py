@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poise import metrics
 from poise.data import Dataset
-from poise.errors import RunError
+from poise.errors import RunError, brief
 from poise.experiments import files
 from poise.experiments.defend_attackers import ATTACKS, BARE, SURROGATE, THROUGH, knowledge, surrogate
 from poise.experiments.prepare import Prepared
@@ -19,6 +19,7 @@ from poise.experiments.run_folder import RunFolder
 from poise.recipebook import Recipe, Setting, ball
 from poise.recipebook import recipe as recipe_named
 from poise.rng import Rng
+from poise.table import read_parquet
 from poise.targets import ModuleTarget, Target
 from poise.types import Outputs
 
@@ -158,9 +159,9 @@ class AdaptiveFolder:
         for chunk in range(chunks):
             path = self.file("samples", recipe, defence, chunk, "parquet")
             try:
-                tables.append(pl.read_parquet(path))
+                tables.append(read_parquet(path))
             except (OSError, pl.exceptions.PolarsError) as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                reason = brief(next(iter(str(error).splitlines()), type(error).__name__))
                 raise RunError(f"adaptive: '{path}' is damaged ({reason}); delete it and give --resume") from None
         return pl.concat(tables)
 

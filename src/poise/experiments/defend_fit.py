@@ -16,6 +16,7 @@ from torch import Tensor
 
 from poise import __version__, data, defenses, metrics, models
 from poise.data import Dataset
+from poise.data.npz import open_arrays
 from poise.defenses import PostHoc
 from poise.errors import InputError
 from poise.experiments.audit_spec import DIGITS
@@ -167,12 +168,8 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(
             f"logits: '{path}' must be a .npz file, got {'a folder' if path.is_dir() else 'nothing there'}"
         )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name in ("logits", "probabilities", "labels")}
-    except Exception as error:  # zipfile, numpy and its parsers each raise their own
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"logits: '{path}' must be a readable .npz of plain arrays, got: {reason}") from None
+    with open_arrays(path, lambda reason: InputError(f"logits: '{path}': {reason}")) as archive:
+        return {name: archive.read(name) for name in archive.names if name in ("logits", "probabilities", "labels")}
 
 
 def _named(archive: dict[str, NDArray[Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from poise import detectors
 from poise.detectors import Detector, Mahalanobis
 from poise.errors import InputError, RunError
-from poise.spec import refusal
+from poise.spec import read_toml, refusal
 
 RECIPES = ("square", "sa-uca", "sa-oca", "sa-mma", "pgd", "pgd-uca", "pgd-oca", "pgd-mma")
 """The attacks of Table 2: the originals, then their versions against the confidence; black box, then white box."""
@@ -87,7 +86,4 @@ def read_options(folder: Path) -> dict[str, Any]:
     path = folder / OPTIONS
     if not path.exists():
         return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"{OPTIONS}: '{path}' must be a readable TOML file, got: {error}") from None
+    return read_toml(path, OPTIONS, RunError)

@@ -31,6 +31,14 @@ class MapLayer:
         name: from `dict(model.named_modules())`.
         reshape: its output to (n, C, h, w).
         kind: "convolution" or "tokens".
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from poise.experiments.explain_cams import map_layer
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    >>> found = map_layer(model, torch.rand(2, 1, 5, 5))
+    >>> isinstance(found, MapLayer), found.kind
+    (True, 'convolution')
     """
 
     name: str
@@ -187,6 +195,12 @@ def cams(model: nn.Module, layer: MapLayer, images: Tensor) -> NDArray[np.float3
 
     Raises:
         MissingExtraError: pytorch-grad-cam is not installed.
+
+    >>> import poise
+    >>> from poise.experiments.explain_cams import map_layer
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> cams(target.module, map_layer(target.module, data.images), data.images).shape
+    (4, 8, 8)
     """
     check_installed()
     import_torchvision("transforms", feature="explain: Grad-CAM")  # the library imports torchvision as it is

@@ -38,6 +38,13 @@ class Embedding:
         perplexity: of t-SNE.
         separation: by version, the mean silhouette of the predicted classes in all dimensions, in [-1, 1]; None where
             one class alone is predicted.
+
+    >>> import numpy as np
+    >>> from poise.experiments.explain_features import embed
+    >>> features, classes = np.random.default_rng(0).normal(size=(30, 5)), np.arange(30) % 3
+    >>> found = embed({"clean": features}, {"clean": classes}, seed=0)
+    >>> isinstance(found, Embedding), found.tsne["clean"].shape
+    (True, (30, 2))
     """
 
     tsne: dict[str, Matrix]
@@ -75,6 +82,14 @@ def embed(found: Mapping[str, Matrix], predicted: Mapping[str, NDArray[np.int64]
 
     Raises:
         InputError: fewer than 8 points or 2 features, or features that do not differ.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> features, classes = rng.normal(size=(30, 5)), np.arange(30) % 3
+    >>> predicted = {"clean": classes, "attacked": classes}
+    >>> found = embed({"clean": features, "attacked": features + 1}, predicted, seed=0)
+    >>> found.pca["attacked"].shape
+    (30, 2)
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

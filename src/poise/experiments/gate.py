@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poise.errors import InputError, one_of
+from poise.errors import InputError, brief, one_of
 from poise.experiments.measure import METRICS
+from poise.spec import read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,14 @@ class Gate:
     Args:
         most, least: limits by metric.
         recipes, defences: names; empty for all.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "gate.toml").write_text("ece_after = 0.3")
+    ...     gate = Gate.read(Path(folder, "gate.toml"))
+    >>> gate.most
+    {'ece_after': 0.3}
     """
 
     most: dict[str, float] = field(default_factory=dict)
@@ -56,10 +64,7 @@ class Gate:
     @staticmethod
     def read(path: Path) -> Gate:
         """A gate from its TOML file; unknown metrics are named with the nearest known ones."""
-        try:
-            given = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"gate: '{path}' must be a readable TOML file, got: {error}") from None
+        given = read_toml(path, "gate")
         recipes, defences = (_names(key, given.pop(key, [])) for key in ("recipes", "defences"))
         least, most = (_limits(given.pop(name, {}), name) for name in ("min", "max"))
         short = _limits(given, "gate")
@@ -68,6 +73,18 @@ class Gate:
         if not most and not least and not short:
             raise InputError(f"gate: '{path}' must set at least one limit such as ece_after = 0.3, got none")
         return Gate({**most, **short}, least, recipes, defences)
+
+    @staticmethod
+    def of(most: dict[str, float], least: dict[str, float]) -> Gate:
+        """A gate for every row, from limits by metric.
+
+        Raises:
+            InputError: an unknown metric, or a limit that is no finite number.
+
+        >>> Gate.of({"ece_after": 0.3}, {}).most
+        {'ece_after': 0.3}
+        """
+        return Gate(_limits(most, "most"), _limits(least, "least"))
 
     def check(self, recipes: Collection[str], defences: Collection[str]) -> None:
         """Refuses a gate that names recipes or defences that are not run, so that nothing would be checked.
@@ -105,16 +122,16 @@ class Gate:
 
 def _limits(table: Any, where: str) -> dict[str, float]:
     if not isinstance(table, dict):
-        raise InputError(f"gate: {where} must be a table of limits, got {table!r}")
+        raise InputError(f"gate: {where} must be a table of limits, got {brief(repr(table))}")
     for metric, limit in table.items():
         if metric not in METRICS:
             raise one_of("gate: metric", metric, list(METRICS))
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
-            raise InputError(f"gate: {metric} must be a number, got {limit!r}")
+            raise InputError(f"gate: {metric} must be a number, got {brief(repr(limit))}")
     return {metric: float(limit) for metric, limit in table.items()}
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"gate: {key} must be a list of names, got {value!r}")
+        raise InputError(f"gate: {key} must be a list of names, got {brief(repr(value))}")
     return tuple(value)

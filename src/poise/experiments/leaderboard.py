@@ -60,10 +60,12 @@ def entries_from(
         for defence in dict.fromkeys(row["defence"] for row in rows):
             row = max((row for row in rows if row["defence"] == defence), key=_attacked_ece)
             found.append(Entry.model_validate(shared | _measured(row)))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"leaderboard: must be the summary of a finished audit, lacks {brief(error)}") from None
     except ValidationError as error:
         raise refused(error) from None
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"leaderboard: must be the summary of a finished audit, lacks {brief(error)}") from None
     return found
 
 

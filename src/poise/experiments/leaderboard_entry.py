@@ -222,7 +222,7 @@ def refused(error: ValidationError) -> InputError:
     place = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return one_of(".".join(["entry", *place[:-1], "key"]), place[-1], sorted(_fields(place[:-1])))
-    where = ".".join(place) or "entry"
+    where = brief(".".join(place) or "entry")
     if first["type"] == "missing":
         return InputError(f"{where}: must be given, is missing")
     if first["type"] == "value_error":

@@ -165,8 +165,8 @@ def _seen(spec: AuditSpec, bare: Target, learned: dict[str, Defence]) -> dict[st
 def _check_extras(recipes: tuple[str, ...]) -> None:
     """Refuses attacks of a library that is not installed, before anything is loaded."""
     for name in recipes:
-        if name in PEERS and find_spec("art") is None:
-            raise MissingExtraError(f"recipes: {name}", "peers")
+        if name in PEERS and find_spec(PEERS[name].attack.package) is None:
+            raise MissingExtraError(f"recipes: {name}", PEERS[name].attack.extra)
 
 
 def _check_access(loaded: Loaded, seen: Target) -> None:
@@ -178,7 +178,7 @@ def _check_access(loaded: Loaded, seen: Target) -> None:
             raise AccessError(
                 f"recipes: {name} needs access '{needed.name.lower()}', the model gives '{given.name.lower()}'"
             )
-        _check_peer(name, recipe_named(name), seen, journaled=spec.journal)
+        _check_peer(name, recipe_named(name), seen, norm=spec.norm, journaled=spec.journal)
     if not loaded.paid and (limit := next((name for name in LIMITS if getattr(spec, name) is not None), None)):
         raise InputError(
             f"{limit.replace('_', '-')}: needs a model that is asked from outside (onnx:, http:, endpoint:, py:), or "
@@ -186,13 +186,14 @@ def _check_access(loaded: Loaded, seen: Target) -> None:
         )
 
 
-def _check_peer(name: str, found: Recipe, target: Target, *, journaled: bool) -> None:
-    """What ART asks of a model beyond access."""
+def _check_peer(name: str, found: Recipe, target: Target, *, norm: str, journaled: bool) -> None:
+    """What another library asks of a model beyond access."""
     if not isinstance(found, PeerRecipe):
         return
     if journaled or not isinstance(target, ModuleTarget):
         given = "journaled" if journaled else f"a {type(target).__name__}"
         raise AccessError(f"recipes: {name} needs a PyTorch module, the model is {given}")
+    found.attack.check_norm(norm)
     if target.num_classes < found.attack.classes:
         raise InputError(
             f"recipes: {name} needs at least {found.attack.classes} classes, the model has {target.num_classes}"

@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from poise.errors import RunError
+from poise.errors import RunError, brief
 from poise.experiments import files
 from poise.experiments.audit_spec import AuditSpec, differences, read_spec
-from poise.table import SCHEMA
+from poise.table import SCHEMA, read_parquet
 from poise.targets.journal_file import records
 
 TRACED = 16
@@ -159,9 +159,11 @@ class RunFolder:
         tables = []
         for path in found:
             try:
-                tables.append(pl.read_parquet(path))
+                tables.append(read_parquet(path))
             except (OSError, pl.exceptions.PolarsError) as error:
                 raise _damaged(kind, path, error) from None
+            if tables[-1].schema != tables[0].schema:
+                raise _damaged(kind, path, ValueError("its columns are not those of the chunks before"))
         return pl.concat(tables)
 
 
@@ -172,5 +174,5 @@ def _tagged(table: pl.DataFrame, recipe: str, defence: str, view: str) -> pl.Dat
 
 
 def _damaged(kind: str, path: Path, error: Exception) -> RunError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = brief(next(iter(str(error).splitlines()), type(error).__name__))
     return RunError(f"{kind}: '{path}' is damaged ({reason}); delete it and give --resume")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from poise.errors import InputError, RunError
-from poise.spec import refusal, to_toml
+from poise.spec import read_toml, refusal, take_recorded, to_toml
 from poise.training import TrainingRecipe
 from poise.training.recipe import from_table
 
@@ -100,16 +99,13 @@ def read_train_spec(path: Path) -> tuple[TrainSpec, dict[str, str]]:
     Raises:
         RunError: the file cannot be read; InputError: it holds something else.
     """
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"train.toml: '{path}' must be a readable TOML file, got: {error}") from None
-    recorded = given.pop("recorded", {})
+    given = read_toml(path, "train.toml", RunError)
+    recorded = take_recorded(given, path, RunError)
     recipe = given.pop("recipe", None)
     if not isinstance(recipe, dict):
         raise RunError(f"train.toml: '{path}' must hold a table [recipe], found none")
     spec = make_train_spec(**given, recipe=from_table(recipe))
-    return spec, {str(key): str(value) for key, value in recorded.items()}
+    return spec, recorded
 
 
 def differences(old: TrainSpec, new: TrainSpec) -> list[str]:

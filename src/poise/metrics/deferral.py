@@ -23,6 +23,10 @@ class Deferral:
         risk: (m,) share of the accepted cases that are wrong; NaN where none is accepted.
         accepted_right, accepted_wrong, deferred: (m,) shares of all cases; the three sum to 1.
         cost: (m,) mean cost of a case; NaN where no costs were given.
+
+    >>> from poise.metrics import deferral
+    >>> deferral([0.95, 0.9, 0.6], [1, 0, 0], thresholds=[0.9, 0.5]).coverage.round(3).tolist()
+    [0.333, 1.0]
     """
 
     threshold: FloatArray
@@ -87,6 +91,12 @@ class WorstCase:
         cost: mean cost of a case there, in the worst case.
         case: which case that is; of several equally dear ones the first.
         costs: mean cost of a case there, by the name of the case.
+
+    >>> from poise.metrics import Costs, worst_case_threshold
+    >>> cases = {"clean": ([0.9, 0.8], [1, 1]), "attacked": ([0.6, 0.7], [1, 0])}
+    >>> found = worst_case_threshold(cases, Costs(wrong_accepted=9, deferred=1))
+    >>> found.threshold, found.case
+    (0.9, 'clean')
     """
 
     threshold: float

@@ -22,6 +22,11 @@ class OperatingPoint:
         accepted_right: share accepted with a right prediction.
         accepted_wrong: share accepted with a wrong prediction.
         deferred: share not accepted. The three sum to 1.
+
+    >>> from poise.metrics import operating_point
+    >>> point = operating_point([0.95, 0.99, 0.2, 0.4], [1, 0, 1, 1], threshold=0.9)
+    >>> point.accepted_right, point.accepted_wrong, point.deferred
+    (0.25, 0.25, 0.5)
     """
 
     threshold: float
@@ -42,6 +47,10 @@ class Costs:
 
     Raises:
         InputError: a cost is not finite, or the costs of a class name classes.
+
+    >>> from poise.metrics import expected_cost
+    >>> expected_cost([0.95, 0.99, 0.2, 0.4], [1, 0, 1, 1], 0.9, Costs(wrong_accepted=10, deferred=1))
+    3.0
     """
 
     wrong_accepted: float

@@ -22,6 +22,11 @@ class QueryStatistics:
         mean_all: mean over all, the failed ones at what they spent.
         success_sum_over_all: sum over the attacks that succeeded, divided by the number of all.
         samples: how many samples enter.
+
+    >>> from poise.metrics import query_statistics
+    >>> found = query_statistics([1, 5, 20, 100], [1, 1, 0, 0])
+    >>> found.mean_success, found.mean_all
+    (3.0, 31.5)
     """
 
     mean_success: float

@@ -21,6 +21,11 @@ class Reliability:
         right: (M,) of these, how many are correct.
         accuracy: (M,) right / count, NaN in an empty bin.
         confidence: (M,) mean confidence, NaN in an empty bin.
+
+    >>> from poise.metrics import reliability
+    >>> diagram = reliability([0.95, 0.9, 0.3], [1, 0, 1], bins=2)
+    >>> diagram.count.tolist(), diagram.wrong.tolist(), diagram.accuracy.tolist()
+    ([1, 2], [0, 1], [1.0, 0.5])
     """
 
     edges: FloatArray

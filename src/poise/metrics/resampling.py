@@ -82,6 +82,11 @@ class Interval(Generic[Value]):
         level: nominal coverage, such as 0.95.
         resamples: from how many resamples the limits come: those where the metric is defined (of a curve: its entry
             that is defined least often).
+
+    >>> from poise.metrics import bootstrap, mean
+    >>> found = bootstrap(mean, [0.0, 1.0] * 50, resamples=200)
+    >>> found.value, found.low < 0.5 < found.high
+    (0.5, True)
     """
 
     value: Value

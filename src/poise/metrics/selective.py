@@ -19,6 +19,11 @@ class RiskCoverage:
         coverage: (m,) share of rows that are covered, in (0, 1].
         risk: (m,) share of the covered rows that are wrong.
         aurc: area under the curve, see `aurc`.
+
+    >>> from poise.metrics import risk_coverage
+    >>> curve = risk_coverage([0.9, 0.8, 0.3], [1, 1, 0])
+    >>> curve.risk.round(3).tolist(), round(curve.aurc, 3)
+    ([0.0, 0.0, 0.333], 0.111)
     """
 
     threshold: FloatArray

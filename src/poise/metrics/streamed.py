@@ -41,6 +41,11 @@ class StreamedIntervals:
         right: (m,) share of rows that are covered and right: the success rate of a success-fail curve.
         wrong: (m,) share of rows that are covered and wrong: its failure rate. Both intervals hold at each threshold
             apart, and not for the whole curve at once.
+
+    >>> from poise.metrics import Streamed
+    >>> found = Streamed().add([0.95, 0.9, 0.3] * 20, [1, 1, 0] * 20).intervals(thresholds=[0.8])
+    >>> found.right.value.round(3).tolist(), found.ece.low <= found.ece.value <= found.ece.high
+    ([0.667], True)
     """
 
     ece: Interval[float]
@@ -48,6 +53,25 @@ class StreamedIntervals:
     threshold: FloatArray
     right: Interval[FloatArray]
     wrong: Interval[FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a `Streamed` keeps of its rows: numbers that add up over chunks, files and processes.
+
+    Args:
+        count: (cells + 1, 2) int64, rows in each cell, wrong and right.
+        total: (cells + 1, 2) sums of their confidences.
+        low, high: (cells + 1,) lowest and highest confidence in each cell; inf and -inf where there is none.
+
+    >>> Streamed(bins=1, cells=2).add([0.4, 0.9], [0, 1]).tally.count.tolist()
+    [[0, 0], [1, 0], [0, 1]]
+    """
+
+    count: IntArray
+    total: FloatArray
+    low: FloatArray
+    high: FloatArray
 
 
 class Streamed:
@@ -112,6 +136,29 @@ class Streamed:
         self._sum += np.bincount(key, scores.astype(np.float64, copy=False), minlength=size).reshape(-1, 2)
         np.minimum.at(self._low, cell, scores)
         np.maximum.at(self._high, cell, scores)
+        return self
+
+    @property
+    def tally(self) -> Tally:
+        """A copy of what is kept, for `add_tally` of another stream with as many bins and cells."""
+        return Tally(self._count.copy(), self._sum.copy(), self._low.copy(), self._high.copy())
+
+    def add_tally(self, other: Tally) -> Self:
+        """Adds the rows that another stream kept, of float64 confidences where this one has none yet; returns itself.
+
+        Raises:
+            InputError: the other grid has another number of cells.
+        """
+        if other.count.shape != self._count.shape:
+            raise InputError(
+                f"Streamed: the other stream must have {len(self._low)} rows of counts, got {len(other.count)}"
+            )
+        if self._edges is None and other.count.any():
+            self._grid(np.dtype(np.float64))
+        self._count += other.count
+        self._sum += other.total
+        np.minimum(self._low, other.low, out=self._low)
+        np.maximum(self._high, other.high, out=self._high)
         return self
 
     def ece(self) -> float:

@@ -33,6 +33,11 @@ class SuccessFail:
             probability above t. NaN where those probabilities were not given, or for another attack.
         upper_cleverhans: (m,) what cleverhans draws as the upper bound, for comparison: it leaves out correct rows with
             confidence above 1/2 and is no bound. NaN for another attack.
+
+    >>> from poise.metrics import success_fail
+    >>> curve = success_fail([0.9, 0.6], [1, 1], [0.8, 0.7], [0, 1], thresholds=[0.75, 0.5])
+    >>> curve.success.tolist(), curve.failure.tolist(), curve.solid.tolist()
+    ([0.5, 1.0], [0.5, 0.5], [True, True])
     """
 
     threshold: FloatArray

@@ -38,6 +38,10 @@ class Builtin:
         normalisation: mean and std per channel of its known checkpoints; None where pixels go in as they are.
         eps: a radius in the maximum norm, in pixel units, that is usual for such images.
         trained: gives the module with weights of its own; None where the user must bring a file.
+
+    >>> from poise.models import BUILTIN
+    >>> BUILTIN["cnn-a-cifar10"].shape
+    (3, 32, 32)
     """
 
     summary: str

@@ -13,6 +13,8 @@ from poise.models.assembly import Draft, Fresh, Made, Place, asked_classes, asse
 from poise.models.builtin import BUILTIN
 from poise.models.digits import Note
 from poise.models.endpoints import load_endpoint, load_served
+from poise.models.hugging_face import KEYS as HUGGING_FACE_KEYS
+from poise.models.hugging_face import make_hugging_face
 from poise.models.libraries import KEYS as LIBRARY_KEYS
 from poise.models.libraries import make_timm, make_torchvision
 from poise.models.onnx_files import make_onnx
@@ -22,8 +24,6 @@ from poise.models.user_code import make_user_model, user_code_fingerprint
 from poise.models.variants import VARIANTS
 from poise.targets import ModuleTarget, Target
 
-LATER = ("hf",)
-
 
 def load(uri: str, *, device: str | torch.device = "cpu", batch_size: int = 256, on_note: Note | None = None) -> Target:
     """A target from an address.
@@ -31,7 +31,7 @@ def load(uri: str, *, device: str | torch.device = "cpu", batch_size: int = 256,
     Args:
         uri: `builtin:NAME[?weights=FILE&num_classes=N&mean=…&std=…]`, `torchvision:NAME?weights=FILE&num_classes=N`,
             `timm:NAME?weights=FILE&num_classes=N` (both also `pretrained=true`), `robustbench:NAME?weights=FILE`,
-            `py:FILE:FACTORY?num_classes=N[&weights=FILE]` (all five also `variant=NAME`, see `VARIANTS`),
+            `hf:FOLDER`, `py:FILE:FACTORY?num_classes=N[&weights=FILE]` (all six also `variant=NAME`, see `VARIANTS`),
             `onnx:FILE?outputs=logits`, `https://HOST/PATH` (a server of `poise serve`) or `endpoint:FILE.toml`.
         device: where the model runs.
         batch_size: most images per forward pass.
@@ -49,7 +49,7 @@ def load(uri: str, *, device: str | torch.device = "cpu", batch_size: int = 256,
     >>> load("builtin:digits").num_classes
     10
     """
-    parsed = parse(uri, what="model", schemes=tuple(LOADERS), later=LATER)
+    parsed = parse(uri, what="model", schemes=tuple(LOADERS))
     place = Place(_device(device), batch_size, on_note or (lambda line: None))
     return LOADERS[parsed.scheme](parsed, place)
 
@@ -72,7 +72,8 @@ def blank(
     trained (`freeze_backbone`). A factory of `py:` is called under the seed.
 
     Args:
-        uri: `builtin:`, `torchvision:`, `timm:`, `robustbench:` or `py:`, as for `load`, and `head=new`, `frozen=true`.
+        uri: `builtin:`, `torchvision:`, `timm:`, `robustbench:`, `hf:` or `py:`, as for `load`, and `head=new`,
+            `frozen=true`.
         num_classes: K of the data, where the address does not say it.
         seed: at least 0.
         device, batch_size, on_note: as for `load`.
@@ -90,7 +91,7 @@ def blank(
     >>> target.num_classes, bare(target).linear2.weight.shape
     (4, torch.Size([4, 200]))
     """
-    parsed = parse(uri, what="model", schemes=tuple(LOADERS), later=LATER)
+    parsed = parse(uri, what="model", schemes=tuple(LOADERS))
     if parsed.scheme not in NETWORKS:
         raise parsed.fail(f"a network that is to be trained must come from {', '.join(NETWORKS)}, got {parsed.scheme}")
     if not 0 <= seed < 2**63:
@@ -102,8 +103,12 @@ def blank(
 
 
 def code_fingerprint(uri: str) -> str | None:
-    """sha256 of the user's file behind a `py:` address, whose code its tensors do not tell; None for other sources."""
-    parsed = parse(uri, what="model", schemes=tuple(LOADERS), later=LATER)
+    """sha256 of the user's file behind a `py:` address, whose code its tensors do not tell; None for other sources.
+
+    >>> code_fingerprint("builtin:digits") is None
+    True
+    """
+    parsed = parse(uri, what="model", schemes=tuple(LOADERS))
     return user_code_fingerprint(parsed) if parsed.scheme == "py" else None
 
 
@@ -192,11 +197,17 @@ def _robustbench(uri: Uri, place: Place) -> Draft:
     )
 
 
+def _hugging_face(uri: Uri, place: Place) -> Draft:
+    classes, trained = asked_classes(uri, place), "weights" not in uri.query
+    return Draft(HUGGING_FACE_KEYS, lambda: make_hugging_face(uri, classes, place.note), trained=trained)
+
+
 NETWORKS: dict[str, Callable[[Uri, Place], Draft]] = {
     "builtin": _builtin,
     "torchvision": _library(make_torchvision),
     "timm": _library(make_timm),
     "robustbench": _robustbench,
+    "hf": _hugging_face,
     "py": _user,
 }
 """Sources of networks whose weights are here: what `blank` accepts."""
@@ -241,6 +252,7 @@ def names() -> dict[str, str]:
         "torchvision:NAME?weights=FILE&num_classes=N": "a classifier of torchvision.models; pretrained=true downloads",
         "timm:NAME?weights=FILE&num_classes=N": "a model of timm; pretrained=true downloads",
         "robustbench:NAME?weights=FILE&num_classes=N": "a network of RobustBench's lists for CIFAR-10 and CIFAR-100",
+        "hf:FOLDER": "an image classifier as Hugging Face's save_pretrained writes it",
         "py:FILE:FACTORY?num_classes=N": "an nn.Module or a target that your own Python file makes",
         "https://HOST/PATH?token_env=NAME": "a server of poise serve; http:// alike; no gradients",
         "endpoint:FILE.toml": "any other endpoint, described in a TOML file; no gradients",

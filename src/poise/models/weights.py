@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from poise.data.torch_file import load_torch
 from poise.errors import InputError, brief
 from poise.targets import ModuleTarget, Normalize
 
@@ -33,6 +32,15 @@ def read_state(path: Path) -> State:
 
     Raises:
         InputError: the file is missing, damaged, of another type, or holds anything but tensors.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from safetensors.torch import save_file
+    >>> import torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file({"weight": torch.zeros(3, 2)}, f"{folder}/a.safetensors")
+    ...     read_state(Path(folder, "a.safetensors"))["weight"].shape
+    torch.Size([3, 2])
     """
     if path.suffix.lower() not in _READERS:
         raise InputError(f"weights: must be a file that ends in {', '.join(_READERS)}, got '{path}'")
@@ -56,22 +64,11 @@ def read_state(path: Path) -> State:
     return _without_prefix(dict(found))
 
 
-def _read_torch(path: Path) -> object:
-    if zipfile.is_zipfile(path):  # torch reads a file whose checksums differ without a word
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise InputError(f"it is damaged: the checksum of '{damaged}' differs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
 _READERS: dict[str, Callable[[Path], object]] = {
     ".safetensors": load_file,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".th": _read_torch,
+    ".pt": load_torch,
+    ".pth": load_torch,
+    ".th": load_torch,
 }
 _TORCH_FILE = "tensors saved by torch.save (module.state_dict())"
 _REASONS = dict.fromkeys(_READERS, _TORCH_FILE) | {".safetensors": "a safetensors file"}
@@ -110,6 +107,16 @@ def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
 
     Raises:
         InputError: one line with the first names or shapes that differ.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({key: value * 0 for key, value in layer.state_dict().items()}, f"{folder}/zero.pth")
+    ...     load_weights(layer, Path(folder, "zero.pth"), name="a layer")
+    >>> layer.weight.abs().max().item()
+    0.0
     """
     put_state(module, read_state(path), name=name, origin=f"'{path}'")
 

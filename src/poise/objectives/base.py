@@ -13,7 +13,13 @@ from poise.types import Access, Outputs
 
 
 class Objective(Protocol):
-    """A goal, free of data. `bind` fixes what it needs to know of each sample."""
+    """A goal, free of data. `bind` fixes what it needs to know of each sample.
+
+    >>> import poise
+    >>> goal: Objective = poise.objectives.KeepLabel(poise.objectives.UCA())
+    >>> goal.access.name
+    'SCORES'
+    """
 
     @property
     def access(self) -> Access:
@@ -33,6 +39,13 @@ class Bound:
         k: (n,) the clean prediction, lowest index on ties.
         over: (n,) bool, True where the goal raises the confidence in k; searches with one setting per direction read
             it.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal: Bound = poise.objectives.Margin().bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> goal.k, goal.loss(answer, row), goal.done(answer, row)
+    (tensor([0]), tensor([1.], dtype=torch.float64), tensor([False]))
     """
 
     k: Tensor

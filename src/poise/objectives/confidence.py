@@ -86,6 +86,13 @@ class UCA:
             the wrong way.
 
     The gap shrinks also when the runner-up rises, so p_k itself need not fall unless K = 2.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal = UCA().bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> round(goal.loss(answer, row).item(), 3)  # p_0 - p_1 = 0.665 - 0.245
+    0.421
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -120,6 +127,13 @@ class OCA:
     Args:
         tol: done below this distance from certainty; the paper and its code use 0.01.
         follow, label: as in `UCA`.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal = OCA().bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> round(goal.loss(answer, row).item(), 3)  # 1 - p_0
+    0.335
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -157,6 +171,13 @@ class ConfSmooth:
     Args:
         smoothing: e; 0.98 in the paper, so that the target keeps 0.02 + 0.98/K on the clean prediction k.
         tol: done within this distance (in nats) of the loss's minimum, the target's entropy.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal = ConfSmooth().bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> round(goal.loss(answer, row).item(), 3)  # -0.02 log p_0 - 0.98 (log p_0 + log p_1 + log p_2) / 3
+    1.388
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -208,6 +229,13 @@ class MMA:
         over: goal of the misclassified ones.
 
     The ECE that it can reach is at most 1 - accuracy/K (Prop. 3.1; `poise.metrics.mma_bound`).
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answers, rows = poise.Outputs(torch.tensor([[2.0, 1.0], [2.0, 1.0]])), torch.tensor([0, 1])
+    >>> goal = MMA().bind(answers, labels=torch.tensor([0, 1]), ids=rows, rng=Rng(0, rows))
+    >>> goal.over.tolist()  # the first answer is right, the second one wrong
+    [False, True]
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -243,6 +271,13 @@ class RCA:
         tol: as in `UCA` and `OCA`, for mode "direction".
 
     A goal below 1/2 cannot be reached for K = 2, and none below 1/K ever.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answers, rows = poise.Outputs(torch.tensor([[1.0, 0.0]] * 4)), torch.arange(4)
+    >>> goal = RCA(mode="direction").bind(answers, labels=rows % 2, ids=rows, rng=Rng(0, rows))
+    >>> goal.over.tolist()  # where the goal that was drawn lies above p_0 = 0.73
+    [True, False, False, False]
     """
 
     access: ClassVar[Access] = Access.SCORES

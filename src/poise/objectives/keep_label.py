@@ -32,6 +32,15 @@ class KeepLabel:
         label_margin: a result needs p_k - max_{j != k} p_j above this. Underconfidence drives the gap to 0, where
             another
             batch size or another kernel flips the label; 1e-4 survives that (spec 0, "numerical label flips").
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> from poise.objectives import UCA
+    >>> rows = torch.tensor([0, 0])
+    >>> clean = poise.Outputs(torch.tensor([[2.0, 1.0]]))
+    >>> goal = KeepLabel(UCA()).bind(clean, labels=rows[:1], ids=rows[:1], rng=Rng(0, rows[:1]))
+    >>> goal.accept(poise.Outputs(torch.tensor([[1.1, 1.0], [1.0, 1.0]])), rows).tolist()  # a tie is no kept label
+    [True, False]
     """
 
     objective: Objective

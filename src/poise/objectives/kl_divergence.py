@@ -27,6 +27,13 @@ class KLDivergence:
 
     The loss is -KL, in nats, lower is better; labels may change. At the clean image the slope is exactly 0, so a
     search must begin elsewhere (`PGD(jitter=1e-3)`, or a random start).
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> clean, row = poise.Outputs(torch.tensor([[1.0, 0.0]])), torch.tensor([0])
+    >>> goal = KLDivergence().bind(clean, labels=row, ids=row, rng=Rng(0, row))
+    >>> goal.loss(clean, row).item() == 0, round(goal.loss(poise.Outputs(torch.zeros(1, 2)), row).item(), 3)
+    (True, -0.111)
     """
 
     access: ClassVar[Access] = Access.SCORES

@@ -48,6 +48,14 @@ class MaxConfidence:
 
     Args:
         tol: done within this of certainty in a wrong class.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> search = poise.searches.EveryClass(poise.searches.PGD(steps=10, step=0.05, undo=False))
+    >>> ball = poise.constraints.Linf(0.2)
+    >>> result = poise.attack(target, MaxConfidence(), search, ball, data.images, data.labels)
+    >>> (result.table["wrong_confidence"] > 0.5).all()
+    True
     """
 
     access: ClassVar[Access] = Access.SCORES

@@ -71,6 +71,12 @@ class Margin:
 
     Args:
         stop: stop at the first point whose label differs from the true one.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 0.5, 0.0]])), torch.tensor([0])
+    >>> Margin().bind(answer, labels=row, ids=row, rng=Rng(0, row)).loss(answer, row).item()  # z_0 - z_1
+    1.5
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -86,6 +92,13 @@ class ProbabilityMargin:
 
     Args:
         stop: as in `Margin`.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal = ProbabilityMargin().bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> round(goal.loss(answer, row).item(), 3)  # p_0 - p_1
+    0.421
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -105,6 +118,13 @@ class CrossEntropy:
     The loss is +log p_y, lower is better. Results are ranked by the logit margin, so that a flipped label is never
     thrown
     away for a higher cross-entropy.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal = CrossEntropy().bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> round(goal.loss(answer, row).item(), 3)  # log p_0
+    -0.408
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -120,6 +140,13 @@ class Misclassify:
 
     Args:
         stop: as in `Margin`.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answers, rows = poise.Outputs(torch.eye(2)), torch.arange(2)
+    >>> goal = Misclassify().bind(answers, labels=torch.tensor([0, 0]), ids=rows, rng=Rng(0, rows))
+    >>> goal.loss(answers, rows).tolist(), goal.done(answers, rows).tolist()
+    ([1.0, 0.0], [False, True])
     """
 
     access: ClassVar[Access] = Access.LABELS
@@ -164,6 +191,13 @@ class Targeted:
         classes: t for every sample; None draws it uniformly from the classes other than the true one.
         margin: follow the margin instead of the cross-entropy.
         stop: stop at the first point labelled t.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal = Targeted(classes=2, margin=True).bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> goal.loss(answer, row).item()  # z_0 - z_2
+    2.0
     """
 
     access: ClassVar[Access] = Access.SCORES
@@ -187,6 +221,13 @@ class TowardsClass:
 
     Args:
         index: i.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answer, row = poise.Outputs(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([0])
+    >>> goal = TowardsClass(1).bind(answer, labels=row, ids=row, rng=Rng(0, row))
+    >>> round(goal.loss(answer, row).item(), 3)  # -log p_1
+    1.408
     """
 
     access: ClassVar[Access] = Access.SCORES

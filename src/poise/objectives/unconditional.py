@@ -26,6 +26,13 @@ class Unconditional:
     """Takes the first point whose answer differs from the clean one: semantic negatives and other fixed changes.
 
     The loss is 1 where the answer is the clean one and 0 elsewhere.
+
+    >>> import torch, poise
+    >>> from poise.rng import Rng
+    >>> answers, rows = poise.Outputs(torch.eye(2)), torch.arange(2)
+    >>> goal = Unconditional().bind(answers, labels=rows, ids=rows, rng=Rng(0, rows))
+    >>> goal.loss(poise.Outputs(torch.eye(2)[[0, 0]]), rows).tolist()  # the second one differs
+    [1.0, 0.0]
     """
 
     access: ClassVar[Access] = Access.LABELS

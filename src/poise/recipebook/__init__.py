@@ -34,8 +34,8 @@ RECIPES: dict[str, Recipe] = {
 }
 """Every recipe of ours by name."""
 
-PEERS: dict[str, Recipe] = {recipe.name: recipe for recipe in peers.RECIPES}
-"""Attacks of other libraries (extra `peers`), by name."""
+PEERS: dict[str, peers.PeerRecipe] = {recipe.name: recipe for recipe in peers.RECIPES}
+"""Attacks of other libraries (extras `peers`, `torchattacks`), by name."""
 
 
 def recipes() -> dict[str, Recipe]:

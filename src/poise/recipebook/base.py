@@ -66,6 +66,10 @@ class Recipe:
         objective: what is minimised.
         search: makes the search for a setting.
         constraint: where points may lie, for attacks that know no radius; None is the ball of the setting.
+
+    >>> import poise
+    >>> poise.recipe("sa-mma").paper
+    'Obadinma et al., Calibration Attacks'
     """
 
     name: str

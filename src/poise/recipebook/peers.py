@@ -1,4 +1,4 @@
-"""Attacks that other libraries have, under names of their own; their extra is needed when one runs."""
+"""Attacks that other libraries have, as LIBRARY-NAME; their extra is needed when one runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from poise.attacks import NOTHING, Watch
 from poise.objectives import Margin
-from poise.peers import ART_ATTACKS, ArtAttack, run_art
+from poise.peers import PEER_ATTACKS, PeerAttack, run_peer
 from poise.recipebook.base import Recipe, Setting
 from poise.searches import Search
 from poise.targets.base import Target
@@ -21,17 +21,17 @@ def _no_search(setting: Setting) -> Search:
 
 @dataclass(frozen=True)
 class PeerRecipe(Recipe):
-    """An attack of the Adversarial Robustness Toolbox, verified like ours. It knows no budget.
+    """An attack of another library, verified like ours. It knows no budget.
 
     Args:
-        attack: what ART runs.
+        attack: what the library runs.
     """
 
-    attack: ArtAttack = ART_ATTACKS["deepfool"]
+    attack: PeerAttack = PEER_ATTACKS["art-deepfool"]
 
     @property
     def access(self) -> Access:
-        """What ART asks of the target."""
+        """What the library asks of the target."""
         return self.attack.access
 
     def run(
@@ -46,10 +46,9 @@ class PeerRecipe(Recipe):
         watch: Watch = NOTHING,
     ) -> AttackResult:
         """Runs it; progress and checkpoints are not heard of, the budget is not kept."""
-        return run_art(self.attack, target, setting.constraint, images, labels, ids, seed, setting.steps)
+        return run_peer(self.attack, target, setting.constraint, images, labels, ids, seed=seed, steps=setting.steps)
 
 
 RECIPES = tuple(
-    PeerRecipe(f"art-{name}", one.summary, one.paper, Margin(), _no_search, attack=one)
-    for name, one in ART_ATTACKS.items()
+    PeerRecipe(name, one.summary, one.paper, Margin(), _no_search, attack=one) for name, one in PEER_ATTACKS.items()
 )

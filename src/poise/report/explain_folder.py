@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from poise.errors import RunError
+from poise.errors import RunError, brief
+from poise.table import read_parquet
 
 Images = NDArray[np.float32]
 CLEAN = "clean"
@@ -75,14 +76,15 @@ def read_explanation(run: Path) -> Explanation | None:
 
     try:
         facts = json.loads((home / "explain.json").read_text(encoding="utf-8"))
-        tables = {name: pl.read_parquet(path) for name in COLUMNS if (path := home / f"{name}.parquet").is_file()}
+        tables = {name: read_parquet(path) for name in COLUMNS if (path := home / f"{name}.parquet").is_file()}
         images = {name: part.astype(np.float32) for name, part in load_file(home / "pictures.safetensors").items()}
-    except (OSError, ValueError, SafetensorError, pl.exceptions.PolarsError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise RunError(f"report: the explanations of {run} must be readable, got: {told}") from None
+    except (OSError, ValueError, RecursionError, SafetensorError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"report: the explanations of {run} must be readable, got: {brief(error)}") from None
+    if not isinstance(facts, dict):
+        raise RunError(f"report: {home / 'explain.json'} must hold an object, got another value")
     _check(home, tables, images)
     return Explanation(
-        facts=dict(facts),
+        facts=facts,
         pictures=tables["pictures"],
         images=images,
         scores=tables["scores"],

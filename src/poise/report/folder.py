@@ -13,8 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from poise.errors import RunError
+from poise.errors import RunError, brief
 from poise.report.explain_folder import Explanation, read_explanation
+from poise.table import read_parquet
 
 Summary = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -43,6 +44,13 @@ class Answers:
     Args:
         confidence: (n,) probability of the predicted class, in [0, 1].
         correct: (n,) 1 where the predicted class is the true one, else 0.
+
+    >>> import numpy as np
+    >>> from poise.report import reliability
+    >>> right = np.array([1, 1, 0])
+    >>> clean, attacked = Answers(np.array([0.9, 0.8, 0.6]), right), Answers(np.array([0.5, 0.4, 0.9]), right)
+    >>> reliability(clean, attacked, name="sa-mma").layout.title.text
+    'Attacked, the bars leave the diagonal: ECE 0.30 → 0.67'
     """
 
     confidence: Floats
@@ -127,7 +135,7 @@ def read(path: Path) -> Run:
     return Run(
         path=path,
         summary=summary,
-        spec=spec.read_text(encoding="utf-8") if spec.is_file() else "",
+        spec=spec.read_text(encoding="utf-8", errors="replace") if spec.is_file() else "",
         blocks=dict(_blocks(samples, summary)),
         curves=_table(path, "curves", CURVE_COLUMNS),
         gallery=_gallery(path),
@@ -137,14 +145,23 @@ def read(path: Path) -> Run:
 
 
 def read_summary(path: Path) -> Summary:
-    """The summary of a run folder; RunError when it is missing, no JSON object or lacks a key."""
+    """The summary of a run folder; RunError when it is missing, no JSON object or lacks a key.
+
+    >>> from pathlib import Path
+    >>> from poise import PoiseError
+    >>> try:
+    ...     read_summary(Path("runs/nothing"))
+    ... except PoiseError as error:
+    ...     print(error)
+    report: runs/nothing/summary.json must be readable, got no such file (is the run finished?)
+    """
     file = path / "summary.json"
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError:
         raise RunError(f"report: {file} must be readable, got no such file (is the run finished?)") from None
-    except ValueError as error:
-        raise RunError(f"report: {file} must be JSON, got: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"report: {file} must be JSON, got: {brief(error)}") from None
     _hold(summary, SUMMARY_KEYS, f"{file}")
     _hold(summary["target"], ("model", "num_classes"), f"target in {file}")
     _hold(summary["data"], ("samples",), f"data in {file}")
@@ -152,9 +169,42 @@ def read_summary(path: Path) -> Summary:
         raise RunError(f"report: {file} must hold at least one row, got none")
     for row in summary["rows"]:
         _hold(row, ROW_KEYS, f"each row in {file}")
+    for place, kind, values in _typed(summary):
+        if odd := [value for value in values if not isinstance(value, kind) or isinstance(value, bool)]:
+            raise RunError(f"report: {place} in {file} must be {_KINDS[kind]}, got {brief(repr(odd[0]), 80)}")
     for check in summary["checks"]:
         _hold(check, ("name", "status"), f"each check in {file}")
     return dict(summary)
+
+
+Kind = type | tuple[type, ...]
+
+_NUMBER, _MAYBE = (int, float), (int, float, type(None))
+_KINDS: dict[Kind, str] = {
+    int: "a whole number", str: "a text", dict: "an object", list: "a list", _NUMBER: "a number",
+    _MAYBE: "a number or null",
+}  # fmt: skip
+
+
+def _typed(summary: Summary) -> Iterator[tuple[str, Kind, list[Any]]]:
+    """Places of a summary, what their values must be, and their values; a place is looked at after those around it."""
+    rows: list[dict[str, Any]] = summary["rows"]
+    yield "num_classes of target", int, [summary["target"]["num_classes"]]
+    yield "samples of data", int, [summary["data"]["samples"]]
+    yield "threshold", _NUMBER, [summary["threshold"]]
+    yield "spec, bound and recipes", dict, [summary["spec"], summary["bound"], summary["recipes"]]
+    yield "each recipe", dict, list(summary["recipes"].values())
+    yield "checks", list, [summary["checks"]]
+    yield "recipe, defence and view of a row", str, [row[name] for row in rows for name in ROW_KEYS[:3]]
+    yield "n of a row", int, [row["n"] for row in rows]
+    yield "metrics of a row", dict, [row["metrics"] for row in rows]
+    figures = [figure for row in rows for figure in row["metrics"].values()]
+    yield "each metric of a row", dict, figures
+    yield "value, low and high of a metric", _MAYBE, [f.get(name) for f in figures for name in ("value", "low", "high")]
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _hold(entry: object, keys: tuple[str, ...], where: str) -> None:
@@ -170,10 +220,10 @@ def _table(path: Path, folder: str, columns: tuple[str, ...]) -> pl.DataFrame | 
     if not files:
         return None
     try:
-        parts = [pl.read_parquet(file) for file in files]
+        parts = [read_parquet(file) for file in files]
         table = pl.concat(parts, how="diagonal_relaxed")
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"report: {path / folder} must hold parquet files, got: {_one_line(error)}") from None
+        raise RunError(f"report: {path / folder} must hold parquet files, got: {brief(error)}") from None
     _require(table, columns, path / folder)
     return table
 
@@ -220,11 +270,17 @@ def _blocks(samples: pl.DataFrame, summary: Summary) -> Iterator[tuple[Key, Bloc
 
 
 def _ints(table: pl.DataFrame, name: str) -> Ints:
-    return table[name].cast(pl.Int64).to_numpy()
+    try:
+        return table[name].cast(pl.Int64).to_numpy()
+    except pl.exceptions.PolarsError as error:
+        raise RunError(f"report: samples must hold whole numbers in {name}, got: {brief(error)}") from None
 
 
 def _shares(table: pl.DataFrame, name: str) -> Floats:
-    values: Floats = table[name].cast(pl.Float64).to_numpy()
+    try:
+        values: Floats = table[name].cast(pl.Float64).to_numpy()
+    except pl.exceptions.PolarsError as error:
+        raise RunError(f"report: samples must hold numbers in {name}, got: {brief(error)}") from None
     if not ((values >= 0) & (values <= 1)).all():
         raise RunError(
             f"report: samples must hold a {name} in [0, 1], got {values[~((values >= 0) & (values <= 1))][0]}"
@@ -245,16 +301,12 @@ def _gallery(path: Path) -> Gallery | None:
     from safetensors.numpy import load_file
 
     try:
-        table, images = pl.read_parquet(table_file), load_file(image_file)
+        table, images = read_parquet(table_file), load_file(image_file)
         clean, adversarial = images["clean"], images["adversarial"]
     except (OSError, KeyError, SafetensorError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"report: the gallery of {path} must be readable, got: {_one_line(error)}") from None
+        raise RunError(f"report: the gallery of {path} must be readable, got: {brief(error)}") from None
     _require(table, GALLERY_COLUMNS, table_file)
     if clean.shape != adversarial.shape or clean.ndim != 4 or len(clean) != table.height:
         got = f"{clean.shape} and {adversarial.shape} for {table.height} rows"
         raise RunError(f"report: the gallery of {path} must hold two (g, C, H, W) arrays, one image a row, got {got}")
     return Gallery(table.to_dicts(), clean.astype(np.float32), adversarial.astype(np.float32)) if len(clean) else None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from poise.files import whole
 from poise.report import words
 from poise.report.page import no_break
+from poise.report.words import plain_markdown
 
 Group = Mapping[str, Any]
 """`poise.experiments.leaderboard.Group.plain()`: data, n, norm, eps, and entries with rank and shared."""
@@ -154,15 +155,10 @@ def markdown(groups: Sequence[Group]) -> str:
     rule = ["---"] * TEXTS + ["---:"] * (len(COLUMNS) - TEXTS)
     parts = []
     for group in groups:
-        lines = [[heading for _, heading in COLUMNS], rule, *([_plain(c) for c in cells(e)] for e in group["entries"])]
-        parts.append(f"**{_plain(title(group))}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        found = ([plain_markdown(cell) for cell in cells(entry)] for entry in group["entries"])
+        lines = [[heading for _, heading in COLUMNS], rule, *found]
+        parts.append(f"**{plain_markdown(title(group))}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    shown = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
-    return "".join(f"\\{letter}" if letter in "\\`*_[]" else letter for letter in shown)
 
 
 def render(groups: Sequence[Group], *, costs: Mapping[str, float], threshold: float) -> str:

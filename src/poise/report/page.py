@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from poise.errors import RunError, brief
 from poise.files import whole
 from poise.report import deferral, explain_page, facts, gallery, tables, words
 from poise.report.embed import attacks, script_json
@@ -164,7 +165,12 @@ def write(run: Path) -> Path:
     Raises:
         RunError: the folder is missing, damaged or lacks a column.
     """
-    html = render(read(Path(run)))
+    found = read(Path(run))
+    try:
+        html = render(found)
+    except Exception as error:  # figures that contradict each other end in one of a dozen types
+        reason = brief(f"{type(error).__name__}: {error}")
+        raise RunError(f"report: {run} must be a run that this version of poise wrote, got {reason}") from error
     target = Path(run) / "report.html"
     with whole(target) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")

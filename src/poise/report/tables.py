@@ -15,6 +15,8 @@ from poise.report.words import (
     error,
     exact,
     interval,
+    plain_markdown,
+    safe_cell,
     short,
     value,
 )
@@ -124,8 +126,8 @@ def markdown(summary: Summary) -> str:
         queries = value(row, "queries_mean_all")
         lines.append(
             (
-                row["recipe"],
-                column(row["defence"], row["view"]),
+                plain_markdown(row["recipe"]),
+                plain_markdown(column(row["defence"], row["view"])),
                 f"{row['n']:,}",
                 arrow(row, "ece"),
                 *(_three(value(row, name)) for name in ("ks_after", "brier_after")),
@@ -134,7 +136,7 @@ def markdown(summary: Summary) -> str:
                 "–" if queries is None else f"{queries:,.0f}",
             )
         )
-    return "".join(f"| {' | '.join(_plain(cell) for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def query_lines(summary: Summary) -> list[tuple[str, ...]]:
@@ -169,10 +171,6 @@ def _three(number: float | None) -> str:
     return "–" if number is None else f"{number:.3f}"
 
 
-def _plain(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").split())
-
-
 def csv(summary: Summary) -> str:
     """All metrics of all rows as CSV with the columns recipe, defence, view, n, metric, value, low, high.
 
@@ -187,5 +185,6 @@ def csv(summary: Summary) -> str:
     for row in summary["rows"]:
         for name, entry in row["metrics"].items():
             figures = (entry.get("value"), entry.get("low"), entry.get("high"))
-            writer.writerow((row["recipe"], row["defence"], row["view"], row["n"], name, *figures))
+            names = (safe_cell(row[part]) for part in ("recipe", "defence", "view"))
+            writer.writerow((*names, row["n"], safe_cell(name), *figures))
     return out.getvalue()

@@ -29,6 +29,29 @@ METRICS: dict[str, str] = {
 VIEWS = {"aware": "attacker knows it", "unaware": "attacker does not know it"}
 
 
+def plain_markdown(text: str) -> str:
+    """A text that Markdown shows as it is, on one line, in a table too.
+
+    >>> plain_markdown("<b>a|b</b>")
+    '&lt;b>a&#124;b&lt;/b>'
+    """
+    shown = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    return "".join(f"\\{letter}" if letter in "\\`*_[]" else letter for letter in shown)
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a text begins with that a spreadsheet would compute."""
+
+
+def safe_cell(text: str) -> str:
+    """A text for a cell of a CSV file: one that a spreadsheet would compute gets an apostrophe in front.
+
+    >>> safe_cell("=1+1"), safe_cell("sa-mma")
+    ("'=1+1", 'sa-mma')
+    """
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
 def value(row: Row, name: str) -> float | None:
     """A metric of a summary row, None when it is missing or undefined."""
     return _known(row["metrics"].get(name, {}).get("value"))

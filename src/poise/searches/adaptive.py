@@ -35,6 +35,13 @@ class AdaptivePGD:
     The paper prints x + a sign(grad); all of its tests reward a falling loss, so the step goes down here. a is
     capped at 2 eps,
     beyond which nothing changes.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.KeepLabel(poise.objectives.UCA()), poise.constraints.Linf(0.1)
+    >>> result = poise.attack(target, goal, AdaptivePGD(steps=10), ball, data.images, data.labels)
+    >>> (result.table["confidence_after"] < result.table["confidence_before"]).all()
+    True
     """
 
     steps: int = 20

@@ -19,6 +19,14 @@ class Aimed:
     Args:
         search: e.g. `APGD()`.
         aim: which of the goal's losses, a number that the goal understands; 0 is `MinConfidence`'s own.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.KeepLabel(poise.objectives.MinConfidence()), poise.constraints.Linf(0.1)
+    >>> search = Aimed(poise.searches.APGD(steps=5), aim=4.0)
+    >>> result = poise.attack(target, goal, search, ball, data.images, data.labels)
+    >>> (result.table["confidence_after"] < result.table["confidence_before"]).all()
+    True
     """
 
     search: Search = field(default_factory=APGD)

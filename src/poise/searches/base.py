@@ -26,6 +26,11 @@ class Ask:
         repeats: the most points of any one sample in this ask.
         aim: (m,) float, which of the goal's losses each point follows (`Bound.aimed`); None is the goal's own.
         step: (m,) or one number, the step length that led here, for the trace alone.
+
+    >>> import torch
+    >>> ask = Ask(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), grad=True)
+    >>> ask.at(torch.tensor([1])).ids
+    tensor([1])
     """
 
     x: Tensor
@@ -53,6 +58,12 @@ class Reply:
         active: (n,) bool, samples neither done nor out of budget; a search asks for these alone.
         grad: (m, C, H, W) or None.
         outputs: the answers themselves, where the driver hands them on; valid until the next ask.
+
+    >>> import torch
+    >>> loss, yes = torch.tensor([0.3, 0.1]), torch.tensor([True, True])
+    >>> reply = Reply(loss=loss, accept=yes, active=loss > 0.2)
+    >>> reply.active.nonzero()[:, 0]  # the samples that may be asked for
+    tensor([0])
     """
 
     loss: Tensor
@@ -82,6 +93,17 @@ class Problem:
         goal: the least access that the goal needs; a search for labels alone refuses goals that need more.
         judge: the goal's loss of answers that nobody gave, for an attacker knows its own goal; costs no query. Defined
             once the clean points are answered.
+
+    >>> import torch
+    >>> from poise.constraints import Box, Linf
+    >>> from poise.rng import Rng
+    >>> clean = torch.rand(2, 1, 4, 4)
+    >>> problem = Problem(
+    ...     clean=clean, constraint=Linf(0.1), box=Box(0.0, 1.0), rng=Rng(0, torch.arange(2)), budget=10,
+    ...     over=torch.zeros(2, dtype=torch.bool), classes=3, best=clean, merit=torch.full((2,), torch.inf),
+    ... )
+    >>> problem.everyone
+    tensor([0, 1])
     """
 
     clean: Tensor
@@ -119,6 +141,17 @@ class Search(Protocol):
     driver binds the objective, so no second forward pass is spent on them.
 
     A sample's points must not depend on the other samples. A search that cannot promise this says `shares = True`.
+
+    >>> from poise import Access
+    >>> from poise.searches.base import Ask
+    >>> class Twice:
+    ...     access = Access.LABELS
+    ...     def run(self, problem):
+    ...         reply = yield Ask(problem.clean, problem.everyone)
+    ...         ids = reply.active.nonzero()[:, 0]
+    ...         yield Ask(problem.constraint.sample(problem.clean[ids], problem.box, ids, problem.rng, 0), ids)
+    >>> from poise.checks.searches import check_search
+    >>> check_search(Twice())
     """
 
     @property

@@ -26,6 +26,11 @@ class Stage:
         above: only samples whose best merit so far lies above this take part.
         repeats: how often it runs, each time with fresh random draws.
         queries: the most it may use for one sample, each time; None for all that are left.
+
+    >>> from poise.searches import PGD, Cascade, Square
+    >>> search = Cascade((PGD(steps=10), Stage(Square(start="best"), above=0.1, repeats=2)))
+    >>> [stage.repeats for stage in search.members]
+    [1, 2]
     """
 
     search: Search
@@ -51,6 +56,14 @@ class Cascade:
 
     Args:
         stages: searches, or stages with a level and a number of repetitions, in order.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.KeepLabel(poise.objectives.MinConfidence()), poise.constraints.Linf(0.1)
+    >>> members = poise.searches.ConfidencePGD(steps=5), poise.searches.Square(start="best", strict=False)
+    >>> result = poise.attack(target, goal, Cascade(members), ball, data.images, data.labels, budget=20)
+    >>> (result.table["queries"] <= 20).all()
+    True
     """
 
     stages: tuple[Stage | Search, ...] = (ConfidencePGD(), Square(start="best", strict=False))

@@ -68,6 +68,13 @@ class ConfidencePGD:
         pace: "reach" as described, "other" the opposite choice, "near" or "far" for all samples.
         far: the share of the ball above which a sample is far.
         scale: all step lengths are multiplied by it.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.KeepLabel(poise.objectives.MinConfidence()), poise.constraints.Linf(0.1)
+    >>> result = poise.attack(target, goal, ConfidencePGD(steps=20), ball, data.images, data.labels)
+    >>> (result.table["confidence_after"] < result.table["confidence_before"]).all()
+    True
     """
 
     access: ClassVar[Access] = Access.GRADIENTS

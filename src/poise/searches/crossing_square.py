@@ -36,6 +36,13 @@ class CrossingSquare:
         horizon: length N of the schedule that shrinks the squares; None is the budget's number of iterations.
 
     Deviation: as in `Square`, every image draws its own square, and a start that the goal does not accept is left.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.Margin(), poise.constraints.Linf(0.3)
+    >>> result = poise.attack(target, goal, CrossingSquare(), ball, data.images, data.labels, budget=30)
+    >>> (result.table["queries"] <= 30).all()
+    True
     """
 
     access: ClassVar[Access] = Access.LABELS

@@ -26,6 +26,13 @@ class EveryClass:
     Args:
         search: e.g. `PGD(steps=40, random_start=True, undo=False)`.
         at_once: most aims per sample at the same time; memory grows with it. 16 covers K = 10 in one go.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, search = poise.objectives.MaxConfidence(), EveryClass(poise.searches.PGD(steps=3, undo=False))
+    >>> result = poise.attack(target, goal, search, poise.constraints.Linf(0.05), data.images, data.labels)
+    >>> result.table["queries"].to_list()  # the clean image, and 9 classes x (3 steps + the last point)
+    [37, 37, 37, 37]
     """
 
     search: Search = field(default_factory=lambda: PGD(random_start=True, undo=False))

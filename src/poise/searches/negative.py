@@ -14,6 +14,15 @@ class Negative:
     """x' = low + high - x, the reflection at the middle of the legal values; no gradient, no radius, nothing random.
 
     Applied before normalisation. Use it with the constraint `Anywhere`; a ball would move it back towards the image.
+
+    >>> import torch, poise
+    >>> from poise.constraints.anywhere import Anywhere
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal = poise.objectives.Unconditional()
+    >>> result = poise.attack(target, goal, Negative(), Anywhere(), data.images, data.labels)
+    >>> moved = (result.table["prediction_after"] != result.table["prediction_before"]).to_list()
+    >>> torch.equal(result.images[moved], 1 - data.images[moved])
+    True
     """
 
     access: ClassVar[Access] = Access.LABELS

@@ -16,6 +16,12 @@ class Noise:
 
     Args:
         points: how many per sample, one query each; None goes on to the end of the budget.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.Misclassify(stop=False), poise.constraints.Linf(0.1)
+    >>> poise.attack(target, goal, Noise(points=7), ball, data.images, data.labels).table["queries"].to_list()
+    [8, 8, 8, 8]
     """
 
     access: ClassVar[Access] = Access.LABELS

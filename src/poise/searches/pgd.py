@@ -30,6 +30,13 @@ class PGD:
         source: where gradients come from, e.g. `EOT(20)` for a model that draws random numbers.
         jitter: begin at the clean point plus Gaussian noise of this standard deviation in pixel units, projected
             (TRADES: 0.001), at the price of one more pass; not together with `random_start`.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.CrossEntropy(), poise.constraints.Linf(0.1)
+    >>> result = poise.attack(target, goal, PGD(steps=5, step=0.02), ball, data.images, data.labels)
+    >>> result.table["queries"].to_list(), result.table["gradients"].to_list()
+    ([6, 6, 6, 6], [5, 5, 5, 5])
     """
 
     steps: int = 40
@@ -90,6 +97,13 @@ class DropoutPGD:
 
     A fresh mask is drawn every step. The released code follows the cross-entropy to the true label:
     `MMA(under=UCA(follow="cross-entropy", label="true"), …)`.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, ball = poise.objectives.KeepLabel(poise.objectives.UCA()), poise.constraints.Linf(0.1)
+    >>> result = poise.attack(target, goal, DropoutPGD(mask_target="step"), ball, data.images, data.labels)
+    >>> (result.table["confidence_after"] < result.table["confidence_before"]).all()
+    True
     """
 
     access: ClassVar[Access] = Access.GRADIENTS

@@ -15,7 +15,12 @@ from poise.types import Access
 
 
 class Source(Protocol):
-    """Answers the questions of a gradient search, in as many questions of its own as it needs."""
+    """Answers the questions of a gradient search, in as many questions of its own as it needs.
+
+    >>> from poise.searches import NES, PGD
+    >>> PGD(source=NES(pairs=5)).access.name, PGD().access.name
+    ('LABELS', 'GRADIENTS')
+    """
 
     @property
     def access(self) -> Access:
@@ -29,7 +34,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Autograd:
-    """The target's own gradient: one forward and one backward pass."""
+    """The target's own gradient: one forward and one backward pass.
+
+    >>> from poise.searches import PGD
+    >>> PGD(source=Autograd()) == PGD()
+    True
+    """
 
     access: ClassVar[Access] = Access.GRADIENTS
 
@@ -47,6 +57,13 @@ class EOT:
 
     Args:
         samples: answers per point.
+
+    >>> import poise
+    >>> target, data = poise.models.load("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> goal, search = poise.objectives.CrossEntropy(), poise.searches.PGD(steps=2, source=EOT(3))
+    >>> result = poise.attack(target, goal, search, poise.constraints.Linf(0.1), data.images, data.labels)
+    >>> result.table["gradients"].to_list()
+    [6, 6, 6, 6]
     """
 
     access: ClassVar[Access] = Access.GRADIENTS

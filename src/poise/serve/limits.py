@@ -98,6 +98,9 @@ class Wire:
         idle_seconds: how long a connection stays open between requests.
         send_seconds: how long a client may take to read an answer.
         stop_seconds: how long requests in work may take once the server was told to stop.
+
+    >>> Wire(connections=64).idle_seconds
+    30
     """
 
     connections: int = 1024

@@ -26,6 +26,7 @@ _FRAME = struct.Struct("<II")  # bytes that follow, CRC-32 of that number and th
 _KEY = struct.Struct("<q16sI")  # sample, digest of the point, how many times it was asked before
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # by their code, the byte behind the key
 _SCORES = _KEY.size + 1
+_TRIED = 2**30
 
 Place = tuple[int, int]
 """Where the content of a record begins (key, type, scores), and its size in bytes."""
@@ -154,11 +155,18 @@ def _record_at(content: mmap.mmap, at: int) -> tuple[bytes, Place] | None:
 
 
 def _record_behind(content: mmap.mmap, at: int, classes: int) -> bool:
-    """A whole record begins somewhere behind a place where none does: that place is not the file's end."""
-    for width in {dtype.itemsize for dtype in _TYPES}:
-        length, found = struct.pack("<I", _SCORES + width * classes), at
+    """A whole record begins somewhere behind a place where none does: that place is not the file's end.
+
+    Bytes that look like the beginnings of more records than `_TRIED` bytes hold are no torn end either.
+    """
+    tried = 0
+    for size in {_SCORES + dtype.itemsize * classes for dtype in _TYPES}:
+        if size > len(content):
+            continue
+        length, found = struct.pack("<I", size), at
         while (found := content.find(length, found + 1)) >= 0:
-            if _record_at(content, found) is not None:
+            tried += size
+            if tried > _TRIED or _record_at(content, found) is not None:
                 return True
     return False
 

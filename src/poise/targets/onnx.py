@@ -22,6 +22,9 @@ _DTYPES = {
     "tensor(float)": torch.float32,
     "tensor(double)": torch.float64,
 }
+_LARGEST_BATCH = 2**30
+"""Bytes of a batch that a file fixes, at most."""
+
 _NUMBERS = {*_DTYPES, *(f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
@@ -97,6 +100,8 @@ class OnnxTarget:
         self.num_classes = classes
         self.batch_size = batch_size
         self._fixed = self._input.shape[0] if self._input.shape and isinstance(self._input.shape[0], int) else None
+        if self._fixed is not None and self._fixed < 1:
+            raise InputError(f"OnnxTarget: '{file}' must take at least one image, its fixed batch is {self._fixed}")
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for x (m, C, H, W); one run per `batch_size` points, or per fixed batch. `ids` is not used."""
@@ -117,6 +122,11 @@ class OnnxTarget:
         points = part.to(torch.promote_types(self._dtype, torch.float32))
         if self._normalise is not None:
             points = self._normalise(points)
+        if self._fixed is not None and self._fixed * points[0].numel() * points.element_size() > _LARGEST_BATCH:
+            raise InputError(
+                f"OnnxTarget: the file's fixed batch must take at most {_LARGEST_BATCH >> 20} MiB, "
+                f"it has {self._fixed} images of {tuple(points.shape[1:])}"
+            )
         if self._fixed is not None and len(points) < self._fixed:
             points = torch.cat([points, points[-1:].expand(self._fixed - len(points), *points.shape[1:])])
         images = points.to(self._dtype).contiguous().cpu().numpy()
@@ -148,7 +158,8 @@ def _session(file: OnnxFile, device: torch.device, threads: int) -> Any:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between two runs torch needs the cores
     try:
-        return runtime.InferenceSession(file.content, options, providers=_providers(runtime, device))
+        # without the fallback, which prints and tries the same again
+        return runtime.InferenceSession(file.content, options, providers=_providers(runtime, device), enable_fallback=0)
     except InputError:
         raise
     except Exception as error:  # one of ONNX Runtime's own types

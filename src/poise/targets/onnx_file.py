@@ -75,7 +75,7 @@ def onnx_fingerprint(path: str | Path) -> str:
         "sha256:" and 64 hex digits.
 
     Raises:
-        As `read_onnx`.
+        InputError: as `read_onnx`.
 
     >>> import tempfile, onnx.parser
     >>> network = onnx.parser.parse_model(

@@ -37,6 +37,11 @@ class Batch:
         step: number of the step in the whole run.
         epoch: number of the pass over the data, from 0.
         progress: share of all steps done, in [0, 1).
+
+    >>> import torch
+    >>> batch = Batch(torch.rand(4, 1, 8, 8), torch.arange(4), ids=torch.arange(4))
+    >>> batch.part(slice(0, 2)).images.shape, batch.rows
+    (torch.Size([2, 1, 8, 8]), tensor([0, 1, 2, 3]))
     """
 
     images: Tensor
@@ -63,7 +68,23 @@ class Batch:
 
 
 class Method(Protocol):
-    """A loss, and a way to make the versions of a batch that it needs. Hyper-parameters are its fields."""
+    """A loss, and a way to make the versions of a batch that it needs. Hyper-parameters are its fields.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> from torch.nn.functional import cross_entropy
+    >>> class Upright:
+    ...     def views(self, target, batch):
+    ...         return (batch.images.flip(2),)
+    ...     def loss(self, forward, batch, views):
+    ...         both = [cross_entropy(forward(x), batch.labels) for x in (batch.images, *views)]
+    ...         return {"upright": both[0], "flipped": 0.5 * both[1]}
+    >>> method: Method = Upright()
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> batch = Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['flipped', 'upright']
+    """
 
     def views(self, target: ModuleTarget, batch: Batch) -> Views:
         """Other versions of the images, made in eval mode and without gradients for the parameters."""
@@ -75,7 +96,13 @@ class Method(Protocol):
 
 
 class Update(Protocol):
-    """How a step's gradients come from the loss: leaves them in the parameters' `grad`."""
+    """How a step's gradients come from the loss: leaves them in the parameters' `grad`.
+
+    >>> from poise.training.updates import SAM, Plain
+    >>> update: Update = SAM(rho=0.05)
+    >>> hasattr(update, "gradients"), hasattr(Plain(), "gradients")
+    (True, True)
+    """
 
     def gradients(self, loss_of: LossOf, views: Views, backward: Backward, module: nn.Module) -> Terms:
         """Calls loss_of(views) and backward(sum of the terms) as often as it needs; returns the terms to be logged."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from poise.data.torch_file import load_torch
 from poise.errors import RunError, brief
 from poise.files import whole
 
@@ -53,11 +53,8 @@ class Store:
         if not path.exists():
             return None
         try:
-            with zipfile.ZipFile(path) as archive:  # torch reads a file whose checksums differ without a word
-                if archive.testzip() is not None:
-                    raise RunError("its checksum differs")
-            found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if not {"model", "optimizer", "progress"} <= set(found):
+            found = load_torch(path)
+            if not (isinstance(found, dict) and {"model", "optimizer", "progress"} <= set(found)):
                 raise RunError("it is no checkpoint of a training run")
         except Exception as error:  # damaged files raise one of a dozen types
             reason = brief(error, limit=100)

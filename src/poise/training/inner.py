@@ -29,6 +29,14 @@ class Inner:
 
     A point is the best that the search has seen and the objective accepts, not the last one; where nothing was found
     it is the clean image.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=4)
+    >>> inner = Inner(poise.objectives.CrossEntropy(), poise.searches.PGD(steps=2), poise.constraints.Linf(0.1))
+    >>> x = inner.points(target, Batch(data.images, data.labels, data.ids))
+    >>> bool((x - data.images).abs().max() <= 0.1 + 1e-6)
+    True
     """
 
     objective: Objective

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from poise.data import AUGMENTATIONS
-from poise.errors import InputError, brief, one_of
-from poise.spec import refusal
+from poise.errors import InputError, one_of
+from poise.spec import read_toml, refusal
 from poise.training.base import Method, Update
 from poise.training.methods import METHODS
 from poise.training.updates import SAM, CommonDescent, Plain
@@ -40,6 +40,10 @@ class Optimizer(_Part):
         lr: the highest learning rate.
         momentum, nesterov: of SGD.
         weight_decay: of all trained parameters.
+
+    >>> from poise.training import training_recipe
+    >>> training_recipe("at").optimizer.lr, Optimizer(lr=0.01).momentum
+    (0.1, 0.9)
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -57,6 +61,11 @@ class Schedule(_Part):
         milestones: shares of the run, in (0, 1).
         factor: of "steps".
         warmup: epochs of a linear rise at the beginning.
+
+    >>> from poise.training.schedule import learning_rate
+    >>> steps = Schedule(name="steps", milestones=(0.5,))
+    >>> [learning_rate(steps, 0.1, step, 4, 1) for step in range(4)]
+    [0.1, 0.1, 0.01, 0.01]
     """
 
     name: Literal["cosine", "steps", "constant"] = "cosine"
@@ -77,6 +86,11 @@ class TrainingRecipe(_Part):
         augment: names of `poise.data.AUGMENTATIONS`, in their order.
         variant: of the network (`poise.models`), where the method needs one.
         best: what the kept epoch is chosen by on the validation images: "accuracy" (the last of equals wins) or "nll".
+
+    >>> from poise.training import training_recipe
+    >>> recipe = training_recipe("uat-smooth", {"epochs": 5})
+    >>> recipe.epochs, recipe.made_method().steps, recipe.best
+    (5, 5, 'accuracy')
     """
 
     name: str
@@ -212,9 +226,4 @@ def training_recipe(name: str, changes: dict[str, Any] | None = None) -> Trainin
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        return {"name": path.stem, "summary": "", "paper": ""} | tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"training recipe: '{path}' must be a readable file, got: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"training recipe: '{path}' must be TOML, got: {brief(error)}") from error
+    return {"name": path.stem, "summary": "", "paper": ""} | read_toml(path, "training recipe")

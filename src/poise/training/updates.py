@@ -16,7 +16,12 @@ from poise.training.inner import check_weight
 
 @dataclass(frozen=True)
 class Plain:
-    """The gradient of the loss at the parameters."""
+    """The gradient of the loss at the parameters.
+
+    >>> from poise.training import training_recipe
+    >>> training_recipe("standard").made_update() == Plain()
+    True
+    """
 
     def gradients(self, loss_of: LossOf, views: Views, backward: Backward, module: nn.Module) -> Terms:
         terms = loss_of(views)
@@ -33,6 +38,10 @@ class SAM:
 
     The norm is over all trained parameters together. Running statistics of batch norm are those of the first pass,
     and w is put back bit by bit before the step.
+
+    >>> from poise.training import training_recipe
+    >>> training_recipe("sam", {"update.rho": 0.1}).made_update() == SAM(rho=0.1)
+    True
     """
 
     rho: float = 0.05
@@ -71,6 +80,10 @@ class CommonDescent:
         normalise: scale the direction to length 1, as the paper's algorithm does. This is what makes such networks
             extremely overconfident (Raina et al., ACL 2024).
         iterations: of accelerated projected gradient on the M x M products; 100 in the released code.
+
+    >>> from poise.training import training_recipe
+    >>> training_recipe("ddi-at-unnormalised").made_update() == CommonDescent(normalise=False)
+    True
     """
 
     normalise: bool = True

@@ -152,7 +152,7 @@ def test_secrets_stay_on_this_machine_or_are_encrypted(url: str, refused: bool) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("url = ", "endpoint.toml: must be TOML: "),
+        ("url = ", "endpoint.toml' must be a readable TOML file, got: "),
         ('url = "https://example.org"', "endpoint.toml: num_classes: must be given"),
         ("num_classes = 3", "endpoint.toml: url: field required"),
     ],
@@ -164,10 +164,10 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path, text: str, message: str) 
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="endpoint: must be a file that can be read"):
+    with pytest.raises(InputError, match="endpoint: '.*none.toml' must be a readable TOML file"):
         read_endpoint(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'url = "\xe9"')
-    with pytest.raises(InputError, match=r"latin.toml: must be UTF-8 text"):
+    with pytest.raises(InputError, match=r"latin.toml' must be a readable TOML file"):
         read_endpoint(tmp_path / "latin.toml")
 
 

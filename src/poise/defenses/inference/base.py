@@ -24,6 +24,19 @@ class InferenceDefense(ABC):
         differentiable: autograd's gradient is the derivative of the output, almost everywhere.
         batch_dependent: row i of the answer depends on the other rows, so that it changes with the batch size.
         exportable: `poise.defenses.export` can write the defended model, and check what it wrote.
+
+    >>> import torch
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Darker(InferenceDefense):
+    ...     by: float = 0.9
+    ...     def around(self, model):
+    ...         class Around(torch.nn.Module):
+    ...             def forward(inner, x):
+    ...                 return model(self.by * x)
+    ...         return Around()
+    >>> Darker().around(torch.nn.Flatten())(torch.ones(1, 1, 1, 2))
+    tensor([[0.9000, 0.9000]])
     """
 
     keeps_label: ClassVar[bool] = False

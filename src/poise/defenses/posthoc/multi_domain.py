@@ -16,7 +16,15 @@ from poise.errors import InputError
 
 
 class Domain(NamedTuple):
-    """One kind of data as the model sees it, for example clean images or attacked ones."""
+    """One kind of data as the model sees it, for example clean images or attacked ones.
+
+    >>> import torch
+    >>> from poise.defenses import MultiDomainTemperature
+    >>> logits, labels = torch.tensor([[4.0, 0.0]] * 10), torch.tensor([0] * 8 + [1] * 2)  # right in 80 %
+    >>> clean = Domain(features=torch.zeros(10, 1), logits=logits, labels=labels)
+    >>> MultiDomainTemperature().fit_domains([clean])(clean.logits[:1], clean.features[:1]).softmax(1)
+    tensor([[0.8000, 0.2000]])
+    """
 
     features: Tensor  # (n, F) of the tapped layer
     logits: Tensor  # (n, K)

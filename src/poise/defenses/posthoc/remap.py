@@ -34,6 +34,13 @@ class TopScore(PostHoc):
     Warns:
         PoiseWarning: at `fit`, where every sample is right or every one is wrong: all confidences become about 1 or
             about the lowest that keeps the label, whatever the model says.
+
+    >>> import torch
+    >>> from poise.defenses import Isotonic, TopScore
+    >>> logits, labels = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3
+    >>> defense = Isotonic().fit(logits, labels)
+    >>> isinstance(defense, TopScore), defense.calibrate(torch.tensor([0.5, 0.9])).shape
+    (True, torch.Size([2]))
     """
 
     keeps_label = True

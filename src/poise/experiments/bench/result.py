@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from poise.errors import RunError
+from poise.errors import RunError, brief
 from poise.experiments import files
 from poise.experiments.bench.keys import fingerprint_files
 from poise.experiments.bench.plan import Plan
@@ -121,10 +121,19 @@ def _paper_names(plan: Plan) -> dict[tuple[str, ...], dict[str, str]]:
 def save(result: Result, folder: Path) -> Path:
     """Writes NAME.csv, NAME.points.csv where there are points, and NAME.json below the folder."""
     base = folder / result.name
-    files.write_text(base.with_suffix(".csv"), result.rows.write_csv())
+    files.write_text(base.with_suffix(".csv"), as_csv(result.rows))
     if len(result.points):
-        files.write_text(base.with_suffix(".points.csv"), result.points.write_csv())
+        files.write_text(base.with_suffix(".points.csv"), as_csv(result.points))
     return files.write_json(base.with_suffix(".json"), result.about)
+
+
+def as_csv(table: pl.DataFrame) -> str:
+    """A table as CSV; a text that a spreadsheet would compute gets an apostrophe in front, which `load` takes off."""
+    return table.with_columns(pl.col(pl.String).str.replace(r"^('*[=+\-@\t\r])", "'${1}")).write_csv()
+
+
+def _as_it_was(table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(pl.col(pl.String).str.replace(r"^'('*[=+\-@\t\r])", "${1}"))
 
 
 def load(name: str, spec: BenchSpec, folder: Path) -> Result:
@@ -139,9 +148,13 @@ def load(name: str, spec: BenchSpec, folder: Path) -> Result:
         drawn = base.with_suffix(".points.csv")
         points = pl.read_csv(drawn, infer_schema_length=None) if drawn.exists() else pl.DataFrame()
         about = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"results: '{base}.csv' must be a saved result of {name}, got: {error}") from None
-    return Result(name, spec, rows, points, about)
+        if missing := [column for column in COLUMNS if column not in rows.columns]:
+            raise ValueError(f"no column {missing[0]}")
+        if not isinstance(about, dict):
+            raise ValueError("a .json that is no object")
+    except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"results: '{base}.csv' must be a saved result of {name}, got: {brief(error)}") from None
+    return Result(name, spec, _as_it_was(rows), _as_it_was(points), about)
 
 
 def mark(row: Row) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from poise import defenses
-from poise.errors import InputError, RunError, one_of
+from poise.errors import InputError, RunError, brief, one_of
 from poise.objectives import (
     MMA,
     OCA,
@@ -26,7 +25,7 @@ from poise.objectives import (
 )
 from poise.recipebook import check_norm
 from poise.recipebook import recipe as recipe_named
-from poise.spec import refusal
+from poise.spec import read_toml, refusal
 
 PROFILES = ("full", "small")
 
@@ -326,6 +325,8 @@ class BenchSpec(Part):
         if not isinstance(given, dict):
             return given
         shared = given.get("grid", {})
+        if not isinstance(shared, dict):
+            raise InputError(f"grid: must be a table, got {brief(repr(shared))}")
         rest = {key: value for key, value in given.items() if key != "grid"}
         return rest | {name: {**shared, **rest[name]} for name in PROFILES if isinstance(rest.get(name), dict)}
 
@@ -352,10 +353,7 @@ def read_bench_spec(path: Path) -> BenchSpec:
     Raises:
         RunError: the file cannot be read; InputError: one line that names the field, what it must be, what was given.
     """
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"spec: '{path}' must be a readable TOML file, got: {error}") from None
+    given = read_toml(path, "spec", RunError)
     try:
         return BenchSpec(**given)
     except ValidationError as error:

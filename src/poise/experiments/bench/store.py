@@ -10,10 +10,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from poise.errors import InputError, RunError
+from poise.errors import InputError, RunError, brief
 from poise.experiments import files
 
 DONE = "done.json"
@@ -70,8 +70,12 @@ class Store(ABC):
         """
         try:
             found: dict[str, Any] = json.loads(self.read_file(key, DONE))
-            _ = found["files"], found["about"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            _ = found["about"]
+            if odd := [name for name in found["files"] if not _is_name(name)]:
+                raise ValueError(f"it names '{brief(odd[0], 80)}'")
+            if not all(isinstance(listed, list) for listed in found["files"].values()):
+                raise ValueError("it must list the files with size and checksum")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(self.root, key, DONE, error) from None
         return found
 
@@ -108,6 +112,11 @@ class Store(ABC):
         return content
 
 
+def _is_name(name: str) -> bool:
+    """A file of the shard's own folder can be called so."""
+    return PurePath(name).name == name and name.isprintable() and len(name) < 256
+
+
 def _sum(content: bytes) -> list[Any]:
     return [len(content), hashlib.sha256(content).hexdigest()]
 
@@ -118,7 +127,7 @@ def _done(content: Files, about: dict[str, Any]) -> bytes:
 
 
 def _damaged(root: str, key: str, name: str, error: Exception) -> RunError:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = getattr(error, "strerror", None) or brief(error)
     return RunError(f"shard: '{root}/{_path(key)}/{name}' is damaged ({reason}); poise bench run computes it again")
 
 
@@ -167,7 +176,7 @@ class LocalStore(Store):
     def read_note(self, name: str) -> Any:
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def sweep(self) -> None:
@@ -229,7 +238,7 @@ class RemoteStore(Store):
     def read_note(self, name: str) -> Any:
         try:
             return json.loads(self.system.cat_file(f"{self.base}/{name}"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def _at(self, key: str, name: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise.errors import one_of
-from poise.experiments.bench.result import Result, mark
+from poise.experiments.bench.result import Result, as_csv, mark
 from poise.experiments.bench.spec import Table
 from poise.experiments.bench.trends import Verdict, judge
 
@@ -195,7 +195,7 @@ def markdown(result: Result) -> str:
 
 
 def _md(line: list[str]) -> str:
-    return "| " + " | ".join(part.replace("|", r"\|").replace("\n", " ") for part in line) + " |"
+    return "| " + " | ".join(part.replace("<", "&lt;").replace("|", r"\|").replace("\n", " ") for part in line) + " |"
 
 
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -215,7 +215,7 @@ def latex(result: Result) -> str:
     """For a paper, with the package booktabs."""
     found = grid(result)
     shape = "l" * found.keys + "r" * (len(found.head) - found.keys)
-    lines = [f"% {line}" for line in about(result)]
+    lines = [f"% {' '.join(line.split())}" for line in about(result)]
     lines += [
         r"\begin{table}",
         rf"\caption{{{_tex(result.spec.title)}}}",
@@ -229,7 +229,7 @@ def latex(result: Result) -> str:
 
 def csv(result: Result) -> str:
     """Tidy, every digit."""
-    return result.rows.write_csv()
+    return as_csv(result.rows)
 
 
 def plain(result: Result) -> str:

@@ -26,6 +26,11 @@ class Variant:
         summary: one line for `poise list models`.
         keys: query keys of its own.
         make: the changed network, from the address and what builds the plain one.
+
+    >>> import poise
+    >>> target = poise.models.blank("builtin:digits?variant=pni")
+    >>> any(name.endswith("alpha") for name, _ in target.module.named_parameters())
+    True
     """
 
     summary: str

@@ -39,6 +39,11 @@ class BlockDescent:
         slow: the mean distance of so many queries against that of as many before.
 
     A sample also ends after three passes without a query.
+
+    >>> from poise.searches import RamBo
+    >>> search = RamBo(blocks=BlockDescent(percentile=50.0, blocks=16, shrink=2.0))
+    >>> search.blocks.half_width
+    1
     """
 
     percentile: float = 100.0

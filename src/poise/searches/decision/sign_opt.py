@@ -42,6 +42,10 @@ class SignOPT:
     Deviations from the released code: a direction that is not wrong at the distance found so far is dropped after that
     one query instead of being measured, brackets begin at the last wrong point, points are clipped to the box, and
     binary searches end where the images' floating-point type tells no two points apart.
+
+    >>> from poise.searches import RamBo
+    >>> RamBo(signs=SignOPT(probes=20)).signs.alpha
+    0.2
     """
 
     probes: int = 200

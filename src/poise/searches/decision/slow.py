@@ -14,6 +14,10 @@ class Slow:
     Args:
         gain: in units of images in [0, 1], scaled with the target's bounds.
         queries: how many lie between two looks.
+
+    >>> from poise.searches import RamBo
+    >>> RamBo(slow=Slow(gain=0.5, queries=100)).slow.queries
+    100
     """
 
     gain: float

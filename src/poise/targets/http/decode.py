@@ -75,6 +75,8 @@ def _npy(raw: bytes, endpoint: Endpoint) -> NDArray[Any]:
 def _rows(value: Any, count: int, endpoint: Endpoint) -> Scores:
     """Numbers as (count, K) float64; a single image's may come without the outer list."""
     shape = (count, endpoint.num_classes)
+    if _larger(value, 4 * count * endpoint.num_classes + 1000):
+        raise TargetError(f"the scores must be {shape} numbers, got far more in {describe(value)}")
     try:
         found = np.asarray(value)
     except (ValueError, OverflowError):
@@ -92,6 +94,15 @@ def _rows(value: Any, count: int, endpoint: Endpoint) -> Scores:
             + (f" in '{endpoint.scores}'" if endpoint.answer == "json" and endpoint.scores else "")
         )
     return scores
+
+
+def _larger(value: Any, most: int) -> bool:
+    """Nested lists hold more than so many things: numpy would take minutes over them."""
+    level, found = [value], 0
+    while level and found <= most:
+        level = [part for item in level if isinstance(item, list) for part in item]
+        found += len(level)
+    return found > most
 
 
 def _odd(value: Any) -> str:

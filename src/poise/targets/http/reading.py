@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from poise.errors import InputError, one_of
+from poise.errors import InputError, brief, one_of
+from poise.spec import read_toml
 from poise.targets.http.endpoint import Endpoint
 
 
@@ -37,14 +37,7 @@ def read_endpoint(file: Path) -> Endpoint:
     Raises:
         InputError: one line that starts with the file's name.
     """
-    try:
-        given = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"endpoint: must be a file that can be read, got '{file}' ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: must be UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file}: must be TOML: {str(error).splitlines()[0]}") from None
+    given = read_toml(file, "endpoint")
     if isinstance(given.get("verify"), str):
         given["verify"] = file.parent / Path(given["verify"]).expanduser()
     try:
@@ -59,9 +52,9 @@ def _one_line(error: ValidationError) -> InputError:
     if isinstance(inner, InputError):
         return inner
     name = str(first["loc"][0]) if first["loc"] else "endpoint"
-    given = "" if name in ("url", "headers", "query") else f", got {str(first['input'])[:80]!r}"
+    given = "" if name in ("url", "headers", "query") else f", got {brief(first['input'], 80)!r}"
     if isinstance(first["input"], int | float):
         given = given.replace("'", "")
     return InputError(
-        f"{'.'.join(str(part) for part in first['loc'])}: {first['msg'][0].lower()}{first['msg'][1:]}{given}"
+        f"{brief('.'.join(str(part) for part in first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}{given}"
     )

@@ -37,6 +37,13 @@ class AT:
         temperature: T, divides the logits in the loss, as in `Standard`.
 
     Of the points that PGD visits the driver keeps the one with the lowest margin, where the papers take the last.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = AT(eps=0.1, step=0.05, steps=2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['attacked']
     """
 
     eps: float = 8 / 255
@@ -86,6 +93,13 @@ class TRADES:
         jitter: standard deviation of the Gaussian noise that the search starts from; at x itself the slope is 0.
 
     Gradients flow through both answers.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = TRADES(eps=0.1, step=0.05, steps=2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['cross_entropy', 'divergence']
     """
 
     eps: float = 8 / 255
@@ -128,6 +142,13 @@ class RobustAugMix:
         weight: lambda, 12.
         mixed: also show an AugMix version (Hendrycks et al., ICLR 2020), as the original does; the UAT paper leaves
             it out. Needs the extra `vision`.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = RobustAugMix(eps=0.1, step=0.05, steps=2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['cross_entropy', 'divergence']
     """
 
     eps: float = 8 / 255
@@ -169,6 +190,13 @@ class CCAT:
             divides its step by 1.5.
         rho: how fast labels fade; 10.
         clean_share: share of the batch that stays clean, in [0, 1].
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = CCAT(eps=0.1, step=0.05, steps=2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['attacked', 'cross_entropy']
     """
 
     eps: float = 8 / 255

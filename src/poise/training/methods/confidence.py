@@ -32,6 +32,13 @@ class CAAT:
     start at the clean image, follow the gap and the confidence of the predicted class, and act on pixels; the
     released code starts the second one at the first one's end, follows the true label's cross-entropy (the wrong way
     for misclassified images), normalises twice and takes eps .1.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = CAAT(eps=0.1, steps=2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['over', 'under']
     """
 
     eps: float = 0.05
@@ -86,6 +93,13 @@ class UAT:
         smoothing: e of "smooth".
 
     The prediction that is kept is that of the model as it is in that step, so at first it is often a wrong one.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = UAT(eps=0.1, step=0.05, steps=2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['attacked']
     """
 
     goal: Literal["gap", "smooth", "standard"] = "smooth"

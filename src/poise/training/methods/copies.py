@@ -23,6 +23,13 @@ class Copies:
     Args:
         copies: M; 10 in the released CIFAR-10 configuration. With 1 this is `AT`.
         eps, step, steps, norm: of each PGD; .031, .00797 and 7 there.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = Copies(copies=2, eps=0.1, step=0.05, steps=2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['attacked']
     """
 
     copies: int = 10

@@ -32,6 +32,13 @@ class TRS:
         coeff, lamda, scale: 2, 2 and 5.
         eps, norm, steps: where eps is above 0, every second image is moved by PGD within a radius that grows over the
             run from 0 to eps before the gradients are taken; else they are taken at the images.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits?variant=trs"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = TRS(), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['cross_entropy', 'diversity', 'smoothness']
     """
 
     coeff: float = 2.0

@@ -32,6 +32,13 @@ class NoisyPairing:
             CIFAR-10 in [0, 255] with 8: 8/255.
         clip: move noisy images into [0, 1]; the paper does on CIFAR-10 and not on MNIST.
         convention: of the smoothing; the paper's is "others".
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = NoisyPairing(std=8 / 255, clip=True), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['cross_entropy', 'noisy', 'pairing']
     """
 
     clean: float = 0.3
@@ -65,6 +72,13 @@ class Mixup:
         alpha: lam ~ Beta(alpha, alpha); .2 to .4 where calibration counts (Thulasidasan et al., NeurIPS 2019). 0 is
             lam = 1, plain training.
         per_sample: draw lam for every sample instead of once per batch.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = Mixup(alpha=0.2), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['mixed']
     """
 
     alpha: float = 0.2

@@ -26,6 +26,13 @@ class Standard(OnImages):
         temperature: T, divides the logits in training alone; 1 is plain training. High-temperature training (Raina et
             al., ACL 2024) takes 20 to 200 and serves the network at 1. The logits grow by about T, so the network is
             overconfident when it is served, and is calibrated before it is attacked (`poise.illusion`).
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = Standard(), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['cross_entropy']
     """
 
     temperature: float = 1.0
@@ -55,6 +62,13 @@ class LabelSmoothing(OnImages):
         smoothing: what is taken from the true class, in [0, 1].
         convention: "uniform" gives e/K to every class, the true one included (PyTorch's); "others" gives d/(K - 1) to
             the others alone (confidence thresholding, B.1.1).
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = LabelSmoothing(0.1), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['cross_entropy']
     """
 
     smoothing: float = 0.1
@@ -78,6 +92,13 @@ class DCA(OnImages):
         patience: begin the penalty only after that share of the run, in [0, 1]; 0 as in the calibration-attack paper.
 
     The penalty is that of the images of one process: with several devices it is averaged over them.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = DCA(weight=10.0), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['calibration_gap', 'cross_entropy']
     """
 
     weight: float = 10.0
@@ -105,6 +126,13 @@ class MMCE(OnImages):
         weighted: MMCE_w, which balances right and wrong answers; False is MMCE_m.
 
     As `DCA` with several devices.
+
+    >>> import poise
+    >>> from poise.training import Batch
+    >>> target, data = poise.models.blank("builtin:digits"), poise.data.load("builtin:digits", samples=8)
+    >>> method, batch = MMCE(weight=2.0), Batch(data.images, data.labels, data.ids)
+    >>> sorted(method.loss(target.module, batch, method.views(target, batch)))
+    ['cross_entropy', 'mmce']
     """
 
     weight: float = 2.0

@@ -8,6 +8,8 @@ import polars as pl
 from safetensors.torch import save
 from torch import Tensor
 
+from poise.table import read_parquet
+
 
 def table(frame: pl.DataFrame) -> bytes:
     """A table as parquet."""
@@ -18,7 +20,7 @@ def table(frame: pl.DataFrame) -> bytes:
 
 def read_table(content: bytes) -> pl.DataFrame:
     """The table again."""
-    return pl.read_parquet(io.BytesIO(content))
+    return read_parquet(io.BytesIO(content))
 
 
 def tensors(**named: Tensor) -> bytes:

@@ -1,0 +1,20 @@
+"""Specs, gates, costs, recipes and endpoints as TOML, damaged and made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from harness import Stand, examples, fuzz
+from hypothesis import given, strategies
+from readers import TEXTS
+
+NAMES = [reader.name for reader in TEXTS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@examples(20)
+@given(rng=strategies.randoms(use_true_random=False))
+def test_damaged_specs_are_read_or_refused_in_one_line(stand: Callable[[str], Stand], name: str, rng: Random) -> None:
+    assert not fuzz(stand(name), rng).fault

@@ -56,9 +56,9 @@ class Best:
 
     def update(self, better: Tensor, ids: Tensor, x: Tensor, scores: Tensor, merit: Tensor) -> None:
         """Takes over the points marked in better (m,); ids must not repeat a sample."""
-        self.x[ids] = torch.where(better.view(-1, 1, 1, 1), x, self.x[ids])
-        self.scores[ids] = torch.where(better[:, None], scores, self.scores[ids])
-        self.merit[ids] = torch.where(better, merit, self.merit[ids])
+        for kept, new in ((self.x, x), (self.scores, scores), (self.merit, merit)):
+            mask = better.view(-1, *[1] * (new.ndim - 1))
+            kept.index_copy_(0, ids, torch.where(mask, new, kept.index_select(0, ids)))
 
 
 @dataclass
@@ -297,21 +297,37 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
     """Keeps the points that are accepted, inside ball and box, and better than all before."""
     ids, x, problem = ask.ids, ask.x, run.problem
     merit, scores = run.bound.merit(outputs, ids), outputs.scores
-    inside = problem.constraint.contains(x, problem.clean[ids]) & problem.box.contains(x)
-    better = accept & inside & (merit < run.best.merit[ids])
+    better = accept & (merit < run.best.merit[ids])
+    finished = better & run.bound.done(outputs, ids)
     aside = run.bound.aside(outputs, ids)
     if aside is not None and run.aside is not None:
-        lowest = torch.where(inside, aside, torch.inf).to(run.aside.dtype)
+        lowest = torch.where(_inside(problem, x, ids), aside, torch.inf).to(run.aside.dtype)
         run.aside.scatter_reduce_(0, ids, lowest, reduce="amin")
-    finished = better & run.bound.done(outputs, ids)
+    if x.device.type == "cpu":  # mostly few are better; elsewhere to know how many would cost a synchronisation
+        rows = better.nonzero()[:, 0]
+        if not len(rows):
+            return
+        ids, x, scores, merit, better, finished = _rows(rows, ids, x, scores, merit, better, finished)
+    inside = _inside(problem, x, ids)
+    better, finished = better & inside, finished & inside
     if ask.repeats > 1:  # several points of one sample: its best alone, so that no row is written twice
         rows = (better & _best_of_each(ids, torch.where(better, merit, torch.inf))).nonzero()[:, 0]
-        ids, x, scores, merit, better, finished = (part[rows] for part in (ids, x, scores, merit, better, finished))
+        ids, x, scores, merit, better, finished = _rows(rows, ids, x, scores, merit, better, finished)
     run.best.update(better, ids, x, scores, merit)
-    run.improved_at[ids] = torch.where(better, run.meter.queries[ids], run.improved_at[ids])
+    queries = run.meter.queries[ids]
+    run.improved_at[ids] = torch.where(better, queries, run.improved_at[ids])
     first = finished & ~run.done[ids]
-    run.queries_to_success[ids] = torch.where(first, run.meter.queries[ids], run.queries_to_success[ids])
-    run.done[ids] = run.done[ids] | finished
+    run.queries_to_success[ids] = torch.where(first, queries, run.queries_to_success[ids])
+    run.done[ids] |= finished
+
+
+def _inside(problem: Problem, x: Tensor, ids: Tensor) -> Tensor:
+    """(m,) bool: x (m, C, H, W) lies in the ball around its clean image, and its pixels are legal."""
+    return problem.constraint.contains(x, problem.clean.index_select(0, ids)) & problem.box.contains(x)
+
+
+def _rows(rows: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part.index_select(0, rows) for part in parts)
 
 
 def _active(run: Run) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,35 +17,68 @@ DRAWS = 4
 """Sign patterns drawn per linf square; the first that changes the image is used, so no query is spent on a copy."""
 
 
-class Proposals(Protocol):
+class Move(Protocol):
+    """One iteration's change of m images."""
+
+    @property
+    def x(self) -> Tensor:
+        """(m, C, H, W) the candidates, to be asked for."""
+        ...
+
+    def settle(self, better: Tensor) -> Tensor:
+        """(m, C, H, W) the candidates where better (m,), else what they were made from; ends this move."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Candidates in a tensor of their own."""
+
+    before: Tensor
+    x: Tensor
+
+    def settle(self, better: Tensor) -> Tensor:
+        return torch.where(better.view(-1, 1, 1, 1), self.x, self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Candidates written into the images themselves: only the windows at index (m, C, s * s) are ever touched."""
+
+    x: Tensor
+    index: Tensor
+    before: Tensor
+    after: Tensor
+
+    def settle(self, better: Tensor) -> Tensor:
+        stays = torch.where(better.view(-1, 1, 1), self.after, self.before)
+        self.x.view(*self.x.shape[:2], -1).scatter_(2, self.index, stays)
+        return self.x
+
+
+class Proposals:
     """What the random search asks for."""
 
     @property
     def p(self) -> float:
         """Share of the image in the first squares."""
-        ...
+        raise TypeError(f"{type(self).__name__} must define p")
 
     def first(self, ids: Tensor) -> Tensor:
         """(m, C, H, W) a starting pattern."""
-        ...
-
-    def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
-        """(m, C, H, W) the candidates of one iteration, from the best points x."""
-        ...
-
-
-class Squares:
-    """What both norms share: positions and flat indices of windows, and the images they are cut into."""
-
-    p: ClassVar[float]
-
-    def first(self, ids: Tensor) -> Tensor:
-        """(m, C, H, W) the published starting pattern, on the ball's surface."""
         raise TypeError(f"{type(self).__name__} must define first(ids)")
 
     def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
-        """x (m, C, H, W) with the change of one iteration."""
+        """(m, C, H, W) the candidates of one iteration, from the best points x, which stay as they are."""
         raise TypeError(f"{type(self).__name__} must define propose(x, ids, share, step)")
+
+    def move(self, x: Tensor, ids: Tensor, share: float, step: int) -> Move:
+        """The same candidates; may write into x, which belongs to the move until it is settled."""
+        return Replaced(x, self.propose(x, ids, share, step))
+
+
+class Squares(Proposals):
+    """What both norms share: positions and flat indices of windows, and the images they are cut into."""
 
     def __init__(self, problem: Problem, *, inclusive: bool) -> None:
         self.problem, self.inclusive = problem, inclusive
@@ -81,7 +115,10 @@ class LinfSquares(Squares):
 
     def __init__(self, problem: Problem, *, inclusive: bool) -> None:
         super().__init__(problem, inclusive=inclusive)
-        self.flat_clean = problem.clean.flatten(2)
+        pixels = self.height * self.width
+        self.flat_clean = problem.clean.reshape(-1)
+        self.image_starts = torch.arange(len(problem.clean), device=self.flat_clean.device) * self.channels * pixels
+        self.channel_starts = torch.arange(self.channels, device=self.flat_clean.device)[:, None] * pixels
 
     def side(self, share: float) -> int:
         """round(sqrt(share * H * W)), at least 1 and short of the image's shorter side."""
@@ -99,18 +136,24 @@ class LinfSquares(Squares):
 
     def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
         """x with one window per image replaced; signs are redrawn (no query) while that would change nothing."""
+        return self.move(x.clone(), ids, share, step).x
+
+    def move(self, x: Tensor, ids: Tensor, share: float, step: int) -> Windows:
         s, box = self.side(share), self.problem.box
         bits = self.problem.rng.bits("square", step, ids, (2 + DRAWS * self.channels,))
         index = self.index(*self.corner(bits[:, :2], s), s)
-        clean = self.flat_clean[ids].gather(2, index)
+        places = index + (self.image_starts[ids][:, None, None] + self.channel_starts)
+        clean = self.flat_clean.index_select(0, places.flatten()).view_as(places)
         up, down = box.project(clean + self.eps), box.project(clean - self.eps)
-        now = x.flatten(2).gather(2, index)
-        same_up, same_down = (now == up).all(dim=2), (now == down).all(dim=2)
+        now = x.view(*x.shape[:2], -1).gather(2, index)
+        same = torch.stack([(now == down).all(dim=2), (now == up).all(dim=2)], dim=1)
         draws = (bits[:, 2:] < 0).view(-1, DRAWS, self.channels)
-        idle = torch.where(draws, same_up[:, None], same_down[:, None]).all(dim=2)
+        idle = torch.where(draws, same[:, 1:], same[:, :1]).all(dim=2)
         pick = (~idle).to(torch.uint8).argmax(dim=1)
         chosen = draws.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
-        return x.flatten(2).scatter(2, index, torch.where(chosen[:, :, None], up, down)).view_as(x)
+        after = torch.where(chosen[:, :, None], up, down)
+        x.view(*x.shape[:2], -1).scatter_(2, index, after)
+        return Windows(x, index, now, after)
 
 
 class L2Squares(Squares):

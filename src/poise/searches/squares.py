@@ -16,6 +16,9 @@ from poise.searches.base import Problem
 DRAWS = 4
 """Sign patterns drawn per linf square; the first that changes the image is used, so no query is spent on a copy."""
 
+STEPS_AHEAD, WORDS_AHEAD = 32, 2**18
+"""For how many steps random bits are made at once at most, and how many 64-bit words."""
+
 
 class Move(Protocol):
     """One iteration's change of m images."""
@@ -87,6 +90,7 @@ class Squares(Proposals):
         device = problem.clean.device
         self.row_numbers = torch.arange(self.height, device=device)
         self.column_numbers = torch.arange(self.width, device=device)
+        self.offsets: dict[int, Tensor] = {}
 
     def corner(self, bits: Tensor, s: int) -> tuple[Tensor, Tensor]:
         """(m,) uniform top row and left column of windows of side s, from bits (m, 2)."""
@@ -96,16 +100,38 @@ class Squares(Proposals):
 
     def index(self, top: Tensor, left: Tensor, s: int) -> Tensor:
         """(m, C, s * s) positions of each window in an image flattened over rows and columns."""
-        rows = top[:, None] + self.row_numbers[:s]
-        columns = left[:, None] + self.column_numbers[:s]
-        flat = rows[:, :, None] * self.width + columns[:, None, :]
-        return flat.flatten(1)[:, None].expand(-1, self.channels, -1)
+        if s not in self.offsets:
+            self.offsets[s] = (self.row_numbers[:s, None] * self.width + self.column_numbers[:s]).flatten()
+        flat = (top * self.width + left)[:, None] + self.offsets[s]
+        return flat[:, None].expand(-1, self.channels, -1)
 
     def mask(self, top: Tensor, left: Tensor, s: int) -> Tensor:
         """(m, 1, H, W) bool, True inside each window."""
         rows = (self.row_numbers >= top[:, None]) & (self.row_numbers < top[:, None] + s)
         columns = (self.column_numbers >= left[:, None]) & (self.column_numbers < left[:, None] + s)
         return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+class Draws:
+    """The random bits of consecutive steps, made for many steps at a time where the steps are asked for in turn.
+
+    Args:
+        problem: its random streams, and its samples.
+        number: of 64-bit words per sample and step.
+    """
+
+    def __init__(self, problem: Problem, number: int) -> None:
+        self.rng, self.everyone, self.number = problem.rng, problem.everyone, number
+        self.most = max(min(STEPS_AHEAD, WORDS_AHEAD // max(len(self.everyone) * number, 1)), 1)
+        self.steps, self.bits = range(0), self.everyone
+
+    def at(self, step: int, ids: Tensor) -> Tensor:
+        """(m, number) int64, every bit a fair coin; `rng.bits("square", step, ids, (number,))`."""
+        if step not in self.steps:
+            ahead = min(2 * len(self.steps), self.most) if step == self.steps.stop and self.steps else 1
+            self.steps = range(step, step + ahead)
+            self.bits = self.rng.bits_of("square", self.steps, self.everyone, (self.number,))
+        return self.bits[step - self.steps.start].index_select(0, ids)
 
 
 class LinfSquares(Squares):
@@ -118,6 +144,7 @@ class LinfSquares(Squares):
         pixels = self.height * self.width
         self.flat_clean = problem.clean.reshape(-1)
         self.image_starts = torch.arange(len(problem.clean), device=self.flat_clean.device) * self.channels * pixels
+        self.draws = Draws(problem, 2 + DRAWS * self.channels)
         self.channel_starts = torch.arange(self.channels, device=self.flat_clean.device)[:, None] * pixels
 
     def side(self, share: float) -> int:
@@ -140,15 +167,15 @@ class LinfSquares(Squares):
 
     def move(self, x: Tensor, ids: Tensor, share: float, step: int) -> Windows:
         s, box = self.side(share), self.problem.box
-        bits = self.problem.rng.bits("square", step, ids, (2 + DRAWS * self.channels,))
+        bits = self.draws.at(step, ids)
         index = self.index(*self.corner(bits[:, :2], s), s)
         places = index + (self.image_starts[ids][:, None, None] + self.channel_starts)
         clean = self.flat_clean.index_select(0, places.flatten()).view_as(places)
         up, down = box.project(clean + self.eps), box.project(clean - self.eps)
         now = x.view(*x.shape[:2], -1).gather(2, index)
-        same = torch.stack([(now == down).all(dim=2), (now == up).all(dim=2)], dim=1)
+        same_up, same_down = (now == up).all(dim=2), (now == down).all(dim=2)
         draws = (bits[:, 2:] < 0).view(-1, DRAWS, self.channels)
-        idle = torch.where(draws, same[:, 1:], same[:, :1]).all(dim=2)
+        idle = torch.where(draws, same_up[:, None], same_down[:, None]).all(dim=2)
         pick = (~idle).to(torch.uint8).argmax(dim=1)
         chosen = draws.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
         after = torch.where(chosen[:, :, None], up, down)

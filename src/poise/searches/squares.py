@@ -91,12 +91,15 @@ class Squares(Proposals):
         self.row_numbers = torch.arange(self.height, device=device)
         self.column_numbers = torch.arange(self.width, device=device)
         self.offsets: dict[int, Tensor] = {}
+        self.spans: dict[int, Tensor] = {}
 
     def corner(self, bits: Tensor, s: int) -> tuple[Tensor, Tensor]:
         """(m,) uniform top row and left column of windows of side s, from bits (m, 2)."""
-        extra = 1 if self.inclusive else 0
-        bits = bits & ((1 << 63) - 1)
-        return bits[:, 0] % max(self.height - s + extra, 1), bits[:, 1] % max(self.width - s + extra, 1)
+        if s not in self.spans:
+            ends = (max(side - s + int(self.inclusive), 1) for side in (self.height, self.width))
+            self.spans[s] = torch.tensor([*ends], device=bits.device)
+        top, left = ((bits & ((1 << 63) - 1)) % self.spans[s]).unbind(dim=1)
+        return top, left
 
     def index(self, top: Tensor, left: Tensor, s: int) -> Tensor:
         """(m, C, s * s) positions of each window in an image flattened over rows and columns."""
@@ -141,11 +144,10 @@ class LinfSquares(Squares):
 
     def __init__(self, problem: Problem, *, inclusive: bool) -> None:
         super().__init__(problem, inclusive=inclusive)
-        pixels = self.height * self.width
+        n, pixels = len(problem.clean), self.height * self.width
         self.flat_clean = problem.clean.reshape(-1)
-        self.image_starts = torch.arange(len(problem.clean), device=self.flat_clean.device) * self.channels * pixels
+        self.planes = torch.arange(n * self.channels, device=self.flat_clean.device).view(n, -1, 1) * pixels
         self.draws = Draws(problem, 2 + DRAWS * self.channels)
-        self.channel_starts = torch.arange(self.channels, device=self.flat_clean.device)[:, None] * pixels
 
     def side(self, share: float) -> int:
         """round(sqrt(share * H * W)), at least 1 and short of the image's shorter side."""
@@ -169,14 +171,14 @@ class LinfSquares(Squares):
         s, box = self.side(share), self.problem.box
         bits = self.draws.at(step, ids)
         index = self.index(*self.corner(bits[:, :2], s), s)
-        places = index + (self.image_starts[ids][:, None, None] + self.channel_starts)
+        places = index + self.planes.index_select(0, ids)
         clean = self.flat_clean.index_select(0, places.flatten()).view_as(places)
         up, down = box.project(clean + self.eps), box.project(clean - self.eps)
         now = x.view(*x.shape[:2], -1).gather(2, index)
         same_up, same_down = (now == up).all(dim=2), (now == down).all(dim=2)
         draws = (bits[:, 2:] < 0).view(-1, DRAWS, self.channels)
         idle = torch.where(draws, same_up[:, None], same_down[:, None]).all(dim=2)
-        pick = (~idle).to(torch.uint8).argmax(dim=1)
+        pick = idle.view(torch.uint8).argmin(dim=1)  # the first that is not
         chosen = draws.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
         after = torch.where(chosen[:, :, None], up, down)
         x.view(*x.shape[:2], -1).scatter_(2, index, after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from toy_models import CLASSES
 
-FEW, SIDE = 200, 64
+FEW, SIDE = 400, 64
 IMAGE = 3 * SIDE * SIDE
 """Bytes of one stored image; as an attack sees it, float32, it takes four times that."""
+
+GIVEN_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""The C library gives every freed tensor back at once: a peak is then what was held, not how freed memory lay about."""
 
 AUDIT = """
 import resource, sys
@@ -61,12 +65,12 @@ def test_memory_grows_by_the_images_alone(tmp_path: Path) -> None:
     addresses = [_write(tmp_path / f"{n}.npz", n) for n in (FEW, 4 * FEW)]
     done = subprocess.run(
         [sys.executable, "-c", AUDIT, *addresses, str(tmp_path)],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=True, env=os.environ | GIVEN_BACK,
     )  # fmt: skip
     _, few, many, leak = map(int, done.stdout.split())
     more = 3 * FEW * IMAGE
-    allowed = 2 * more  # the images, and the copy that reading an archive makes
+    allowed = 2.5 * more  # the images, and the copy that reading an archive makes
     leaked = 4 * 4 * FEW * IMAGE
     assert many - few < allowed, f"{(many - few) / more:.1f} times the images"
-    assert leak - many > 0.5 * leaked, "a leak must be seen"
-    assert allowed < 0.5 * leaked, "the limit lies below what a leak takes"
+    assert leak - many > 0.75 * leaked, "a leak must be seen"
+    assert allowed < 0.75 * leaked, "the limit lies below what a leak takes"

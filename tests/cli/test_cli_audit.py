@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from poise.experiments import AuditSpec, Costs
 from poise.experiments.audit_spec import make_spec, read_spec
 
 
+audit_module, attack_module = import_module("poise.cli.audit"), import_module("poise.cli.attack")
+
+
 class _Seen(Exception):
     def __init__(self, spec: AuditSpec, folder: Path, resume: bool) -> None:
         super().__init__()
@@ -39,8 +43,8 @@ def resolved(monkeypatch):
         raise _Seen(spec, folder, resume)
 
     def call(*words: object) -> _Seen:
-        for module in ("audit", "attack"):
-            monkeypatch.setattr(f"poise.cli.{module}.watched_run", stop)
+        for module in (audit_module, attack_module):  # both imported: one imports the name from the other
+            monkeypatch.setattr(module, "watched_run", stop)
         with pytest.raises(_Seen) as caught:
             run([str(word) for word in words], None)
         return caught.value

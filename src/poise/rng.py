@@ -85,11 +85,16 @@ class Rng:
 
     def bits(self, purpose: str, step: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(m, *shape) int64, every bit a fair coin."""
+        return self.bits_of(purpose, range(step, step + 1), ids, shape)[0]
+
+    def bits_of(self, purpose: str, steps: range, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """(steps, m, *shape) int64: the bits of several steps, from as many kernels as those of one."""
         base = mix_int(self.seed * _GAMMA + _purpose_key(purpose))
-        base = mix_int(base + (step + 1) * _GAMMA)
-        key = mix(self.sample_ids[ids] * _signed(_GAMMA) + _signed(base))
-        positions = torch.arange(1, math.prod(shape) + 1, device=key.device) * _signed(_GAMMA)
-        return mix(key[:, None] + positions).view(len(ids), *shape)
+        keys = [_signed(mix_int(base + (step + 1) * _GAMMA)) for step in steps]
+        names = self.sample_ids[ids] * _signed(_GAMMA)
+        known = names + keys[0] if len(keys) == 1 else names + torch.tensor(keys, device=ids.device)[:, None]
+        positions = torch.arange(1, math.prod(shape) + 1, device=ids.device) * _signed(_GAMMA)
+        return mix(mix(known)[..., None] + positions).view(len(keys), len(ids), *shape)
 
     def uniform(self, purpose: str, step: int, ids: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """(m, *shape) float32, uniform on the 2^24 multiples of 2^-24 in [0, 1)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import cached_property
 
@@ -56,6 +57,16 @@ class Outputs:
 
     scores: Tensor
     kind: OutputKind = OutputKind.LOGITS
+    _known: dict[object, tuple[Tensor, Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def once(self, figure: Callable[[Outputs, Tensor], Tensor], classes: Tensor, ids: Tensor) -> Tensor:
+        """figure(self, classes[ids]), (m,); computed once for these very tensors, however often a goal asks."""
+        key = (figure, id(classes), id(ids), torch.is_grad_enabled())
+        if key not in self._known:  # the tensors are kept, so that no other gets their identity
+            self._known[key] = (classes, ids, figure(self, classes[ids]))
+        return self._known[key][2]
 
     @cached_property
     def logits(self) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from poise.experiments import AuditSpec, Costs
 from poise.experiments.audit_spec import make_spec, read_spec
 
 
+audit_module, attack_module = import_module("poise.cli.audit"), import_module("poise.cli.attack")
+
+
 class _Seen(Exception):
     def __init__(self, spec: AuditSpec, folder: Path, resume: bool) -> None:
         super().__init__()
@@ -39,8 +43,8 @@ def resolved(monkeypatch):
         raise _Seen(spec, folder, resume)
 
     def call(*words: object) -> _Seen:
-        for module in ("audit", "attack"):
-            monkeypatch.setattr(f"poise.cli.{module}.watched_run", stop)
+        for module in (audit_module, attack_module):  # both imported: one imports the name from the other
+            monkeypatch.setattr(module, "watched_run", stop)
         with pytest.raises(_Seen) as caught:
             run([str(word) for word in words], None)
         return caught.value
@@ -314,3 +318,33 @@ def test_attack_writes_its_trace(tmp_path: Path) -> None:
 def test_the_command_that_repeats_a_traced_run() -> None:
     assert repeat_command(make_spec(trace=True)).endswith(" --trace")
     assert "--trace" not in repeat_command(make_spec())
+
+
+@pytest.mark.parametrize(("recipe", "gradients"), [("sa-uca", False), ("pgd-uca", True)])
+def test_a_batch_size_is_found_by_trying(recipe: str, gradients: bool, resolved, monkeypatch) -> None:
+    asked = {}
+
+    def found(target, shape, **named) -> int:
+        asked.update(named, shape=shape)
+        return 48
+
+    monkeypatch.setattr("poise.targets.fitting_batch_size", found)
+    seen = resolved("attack", recipe, "--batch-size", "auto")
+    assert seen.spec.batch_size == 48
+    assert asked == {"shape": (1, 8, 8), "gradients": gradients, "most": 1024}
+    assert resolved("attack", recipe, "--batch-size", "7").spec.batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch-size", "many"], "batch-size: must be a whole number of at least 1, or auto, got 'many'"),
+        (["--batch-size", "0"], "batch-size: must be a whole number of at least 1, or auto, got '0'"),
+        (["--batch-size", "auto", "--resume"], "batch-size: must be a number, or left out to go on"),
+        (["--batch-size", "auto", "--model", "https://x.org/v1"], "batch-size: must be a number where questions are"),
+    ],
+)
+def test_batch_sizes_that_cannot_be_meant(words: list[str], message: str) -> None:
+    done = poise("audit", *words)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert message in done.err

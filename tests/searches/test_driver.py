@@ -160,12 +160,12 @@ def test_the_last_verification_stops_a_defect(defect: str, monkeypatch: pytest.M
     """A driver that records what it must not is caught before it returns."""
     value = {"ball": 0.9, "box": -1e-3, "merit": 0.52, "accept": 0.48}[defect]
 
-    def broken(self: Best, better: Tensor, ids: Tensor, x: Tensor, scores: Tensor, merit: Tensor) -> None:
+    def broken(self: Best, ids: Tensor, x: Tensor, scores: Tensor, merit: Tensor) -> None:
         self.x[:] = value
         self.scores[:, 0] = value
         self.merit[:] = value if defect == "merit" else 0.4
 
-    monkeypatch.setattr(Best, "update", broken)
+    monkeypatch.setattr(Best, "take", broken)
     goal = FirstPixel(accept_below=0.45 if defect == "accept" else 9.0)
     with pytest.raises(PoiseError, match="failed its last verification") as caught:
         drive(identity_case(0.5 if defect != "box" else 0.1), goal, Scripted((-0.1,)), BALL)

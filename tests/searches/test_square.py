@@ -18,7 +18,7 @@ from poise.errors import InputError
 from poise.objectives import OCA, UCA, KeepLabel, Margin
 from poise.searches import Ask, Problem, Reply, Square
 from poise.searches.square import fraction
-from poise.searches.squares import L2Squares, LinfSquares, Squares, bump
+from poise.searches.squares import L2Squares, LinfSquares, Replaced, Squares, bump
 from poise.types import Access
 from toys import binary_case, by_hand, drive, generator, linear_case, problem
 
@@ -461,10 +461,11 @@ def test_broken_squares_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         top, left = corner(self, bits, s)
         return top[:1].expand_as(top), left[:1].expand_as(left)
 
-    def adding(self: LinfSquares, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
+    def adding(self: LinfSquares, x: Tensor, ids: Tensor, share: float, step: int) -> Replaced:
         """Adds half a step inside the ball instead of replacing the change by +-eps."""
         up = self.problem.rng.signs("twin", step, ids, (self.channels, 1, 1))
-        return self.problem.constraint.project(x + torch.where(up, 0.05, -0.05), self.problem.clean[ids], Box())
+        moved = x + torch.where(up, 0.05, -0.05)
+        return Replaced(x, self.problem.constraint.project(moved, self.problem.clean[ids], Box()))
 
     def shorter(self: L2Squares, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
         clean = self.problem.clean[ids]
@@ -479,7 +480,7 @@ def test_broken_squares_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(Squares, "corner", one_for_all)
         refused(test_linf_windows_have_the_full_side_and_every_image_its_own)
     with monkeypatch.context() as patch:
-        patch.setattr(LinfSquares, "propose", adding)
+        patch.setattr(LinfSquares, "move", adding)
         refused(test_linf_changes_are_zero_eps_or_clipped, "clean")
         refused(test_linf_proposal_replaces_one_window_by_a_constant_per_channel, 0, 0.1)
     with monkeypatch.context() as patch:

@@ -10,8 +10,8 @@ import typer
 
 from poise.cli.audit import resolve, show, watched_run
 from poise.cli.options import (
+    AnyBatchSize,
     AsJson,
-    BatchSize,
     Budget,
     CostPerQuery,
     Data,
@@ -33,6 +33,7 @@ from poise.cli.options import (
     free_folder,
     number,
     resumable,
+    size,
 )
 from poise.errors import InputError
 
@@ -68,7 +69,7 @@ def attack(
     max_cost: MaxCost = None,
     seed: Seed = None,
     device: Device = None,
-    batch_size: BatchSize = None,
+    batch_size: AnyBatchSize = None,
     out: Out = None,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -77,7 +78,7 @@ def attack(
     given: dict[str, Any] = {
         "model": model, "data": data, "recipes": (recipe,), "defences": ("none",), "eps": number("eps", eps),
         "norm": norm, "budget": budget, "steps": steps, "samples": samples, "seed": seed, "device": device,
-        "batch_size": batch_size, "trace": None if trace is None else _traced(trace, recipe),
+        "batch_size": size("batch-size", batch_size), "trace": None if trace is None else _traced(trace, recipe),
         "view": view, "eight_bit": eight_bit or None, "journal": journal or None, "max_queries": max_queries,
         "cost_per_query": cost_per_query, "max_cost": max_cost,
     }  # fmt: skip

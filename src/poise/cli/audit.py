@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 
 from poise.cli.options import (
+    AUTO,
+    AnyBatchSize,
     AsJson,
-    BatchSize,
     Budget,
     CostPerQuery,
     Data,
@@ -36,6 +37,7 @@ from poise.cli.options import (
     number,
     repeat_command,
     resumable,
+    size,
 )
 from poise.errors import InputError, RunError
 
@@ -103,7 +105,7 @@ def audit(
     max_cost: MaxCost = None,
     seed: Seed = None,
     device: Device = None,
-    batch_size: BatchSize = None,
+    batch_size: AnyBatchSize = None,
     bootstrap: Annotated[int | None, typer.Option(help="Resamples behind the 95 % intervals.  [default: 1000]")] = None,
     out: Out = None,
     resume: Resume = False,
@@ -121,7 +123,8 @@ def audit(
     given: dict[str, Any] = {
         "model": model, "data": data, "fit_data": fit_data, "recipes": names(recipes), "defences": names(defenses),
         "eps": number("eps", eps), "norm": norm, "budget": budget, "steps": steps, "samples": samples,
-        "threshold": threshold, "seed": seed, "device": device, "batch_size": batch_size, "bootstrap": bootstrap,
+        "threshold": threshold, "seed": seed, "device": device, "bootstrap": bootstrap,
+        "batch_size": size("batch-size", batch_size),
         "costs": _costs(cost_wrong, cost_deferred, costs), "trace": trace or None,
         "explain": explain or None, "view": view,
         "eight_bit": eight_bit or None, "journal": journal or None, "max_queries": max_queries,
@@ -166,8 +169,11 @@ def resolve(given: dict[str, Any], out: Path | None, *, resume: bool) -> AuditSp
     """The spec of the options; with --resume, of the run that lies in `out`, changed by the options."""
     from poise.experiments.audit_spec import make_spec, read_spec
 
+    auto = given.get("batch_size") == AUTO
     if not resume:
-        return make_spec(**given)
+        return _fitted(make_spec(**{**given, "batch_size": 1})) if auto else make_spec(**given)
+    if auto:
+        raise InputError("batch-size: must be a number, or left out to go on with the run's own, got auto and --resume")
     if out is None:
         raise InputError("resume: needs --out, the folder of the run to go on with, got none")
     if not (out / "audit.toml").exists():
@@ -176,6 +182,24 @@ def resolve(given: dict[str, Any], out: Path | None, *, resume: bool) -> AuditSp
         return make_spec(**given)
     old, _ = read_spec(out / "audit.toml")
     return make_spec(**{**old.model_dump(exclude_none=True), **given})
+
+
+def _fitted(spec: AuditSpec) -> AuditSpec:
+    """The spec with the batch size that model and machine take, found by trying."""
+    from poise import data, models
+    from poise.recipebook import RECIPES
+    from poise.targets import fitting_batch_size
+    from poise.types import Access
+
+    if spec.model.split(":")[0] in ("endpoint", "http", "https"):
+        raise InputError(f"batch-size: must be a number where questions are paid for, got auto and '{spec.model}'")
+    target = models.load(spec.model, device=spec.device)
+    images, _, _ = next(iter(data.load(spec.data)[:1].batches(1)))
+    channels, height, width = images.shape[1:]
+    gradients = any(RECIPES[name].access == Access.GRADIENTS for name in spec.recipes)
+    found = fitting_batch_size(target, (channels, height, width), gradients=gradients, most=1024)
+    typer.echo(f"batch    {found} images, found by trying", err=True)
+    return spec.model_copy(update={"batch_size": found})
 
 
 def watched_run(spec: AuditSpec, folder: Path, *, resume: bool, quiet: bool) -> dict[str, Any]:

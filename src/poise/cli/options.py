@@ -30,6 +30,12 @@ Samples = Annotated[int | None, typer.Option(help="How many images, from the fir
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.  [default: 0]")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.  [default: cpu]")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per forward pass and per saved chunk.  [default: 256]")]
+AnyBatchSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto", help="Images per forward pass and per saved chunk; auto tries out what fits.  [default: 256]"
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/MODEL-DATE]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; its spec need not be repeated.")]
 View = Annotated[
@@ -44,6 +50,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print summary.json instead
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 
 
+AUTO = 0
+"""A batch size that is still to be found."""
+
+
 def number(name: str, text: str | None) -> float | None:
     """A number or a fraction such as 8/255.
 
@@ -56,6 +66,19 @@ def number(name: str, text: str | None) -> float | None:
         return float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
         raise InputError(f"{name}: must be a number such as 0.05 or 8/255, got '{text}'") from None
+
+
+def size(name: str, text: str | None) -> int | None:
+    """A whole number, or 0 for `auto`.
+
+    >>> size("batch-size", "64"), size("batch-size", "auto")
+    (64, 0)
+    """
+    if text is None or text == "auto":
+        return None if text is None else AUTO
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{name}: must be a whole number of at least 1, or auto, got '{text}'")
+    return int(text)
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

@@ -87,6 +87,14 @@ def rounding(clean: Tensor) -> Tensor:
     return clean.flatten(1).abs().amax(dim=1).clamp_min(1.0) * TOLERANCE
 
 
+def within(distance: Tensor, eps: float, clean: Tensor) -> Tensor:
+    """(m,) bool: distance (m,) from clean (m, C, H, W) is at most eps, up to float32 rounding."""
+    inside = distance <= eps + TOLERANCE
+    if inside.device.type == "cpu" and bool(inside.all()):  # large pixels can only allow more
+        return inside
+    return distance <= eps + rounding(clean)
+
+
 def check_radius(name: str, eps: float, highest: float | None) -> None:
     """Refuses radii that cannot be meant: eps of 8 where 8/255 is."""
     hint = (

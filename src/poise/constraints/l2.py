@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from poise.constraints.base import TOLERANCE, Box, check_radius, rounding
+from poise.constraints.base import TOLERANCE, Box, check_radius, within
 from poise.rng import Rng
 
 
@@ -73,4 +73,4 @@ class L2:
 
     def contains(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) bool: the change is no longer than eps, up to float32 rounding of a sum over all pixels."""
-        return self.distance(x, clean) <= self.eps * (1 + TOLERANCE) + rounding(clean)
+        return within(self.distance(x, clean), self.eps * (1 + TOLERANCE), clean)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from poise.constraints.base import Box, check_radius, rounding
+from poise.constraints.base import Box, check_radius, within
 from poise.rng import Rng
 
 
@@ -29,7 +30,8 @@ class Linf:
 
     def project(self, x: Tensor, clean: Tensor, box: Box) -> Tensor:
         """The nearest point of ball and box (for this norm the two commute)."""
-        return box.project(x.clamp(clean - self.eps, clean + self.eps))
+        above = torch.maximum(x, clean - self.eps)  # clamp between two tensors takes twice as long
+        return torch.minimum(above, clean + self.eps).clamp_(box.low, box.high)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The gradient's signs."""
@@ -46,4 +48,4 @@ class Linf:
 
     def contains(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) bool: no pixel changed by more than eps."""
-        return self.distance(x, clean) <= self.eps + rounding(clean)
+        return within(self.distance(x, clean), self.eps, clean)

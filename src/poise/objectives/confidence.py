@@ -69,7 +69,7 @@ class _Gap(LabelKeeping):
     tol: float
 
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return probability_gap(outputs, self.k[ids])
+        return outputs.once(probability_gap, self.k, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return self.loss(outputs, ids) < self.tol
@@ -114,7 +114,7 @@ class _Complement(LabelKeeping):
     tol: float
 
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return complement(outputs, self.k[ids])
+        return outputs.once(complement, self.k, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return self.loss(outputs, ids) < self.tol

@@ -19,7 +19,7 @@ class _Kept(Around):
     def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
         kept = outputs.labels == self.k[ids]
         if self.label_margin > 0:
-            kept = kept & (probability_gap(outputs, self.k[ids]) > self.label_margin)
+            kept = kept & (outputs.once(probability_gap, self.k, ids) > self.label_margin)
         return kept & self.inner.accept(outputs, ids)
 
 

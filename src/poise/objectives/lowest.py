@@ -51,8 +51,10 @@ class _Lowest(LabelKeeping):
     penalty: bool
 
     def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
-        walk = divergence(outputs, aim.clamp_min(0)) + self.weight * torch.relu(-logit_margin(outputs, self.k[ids]))
-        plain = torch.where(aim == GAP, probability_gap(outputs, self.k[ids]), self.merit(outputs, ids))
+        walk = divergence(outputs, aim.clamp_min(0)) + self.weight * torch.relu(
+            -outputs.once(logit_margin, self.k, ids)
+        )
+        plain = torch.where(aim == GAP, outputs.once(probability_gap, self.k, ids), self.merit(outputs, ids))
         return torch.where(aim < 0, plain, walk)
 
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class _At(LabelKeeping):
     def aimed(self, outputs: Outputs, ids: Tensor, aim: Tensor) -> Tensor:
         own = of_class(outputs.log_probabilities, self.k[ids])
         towards = torch.where(own.exp() > self.goal[ids], divergence(outputs, aim.clamp_min(0)), -own)
-        return towards + self.weight * torch.relu(-logit_margin(outputs, self.k[ids]))
+        return towards + self.weight * torch.relu(-outputs.once(logit_margin, self.k, ids))
 
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return (of_class(outputs.log_probabilities, self.k[ids]).exp() - self.goal[ids]).abs()

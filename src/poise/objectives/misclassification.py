@@ -29,7 +29,7 @@ class _AwayFrom(Bound):
     stop: bool
 
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return logit_margin(outputs, self.y[ids])
+        return outputs.once(logit_margin, self.y, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return (outputs.labels != self.y[ids]) & self.stop
@@ -38,13 +38,13 @@ class _AwayFrom(Bound):
 @dataclass(frozen=True, kw_only=True)
 class _LogitMargin(_AwayFrom):
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return logit_margin(outputs, self.y[ids])
+        return outputs.once(logit_margin, self.y, ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ProbabilityMargin(_AwayFrom):
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return probability_gap(outputs, self.y[ids])
+        return outputs.once(probability_gap, self.y, ids)
 
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return self.loss(outputs, ids)
@@ -171,7 +171,7 @@ class _Labelled(_Towards):
     stop: bool
 
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return -logit_margin(outputs, self.target[ids])
+        return -outputs.once(logit_margin, self.target, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return (outputs.labels == self.target[ids]) & self.stop

@@ -83,7 +83,7 @@ class APGD:
         for t in range(self.steps):
             if not len(at.ids):
                 return
-            x0, more = clean[at.ids], t + 1 < self.steps
+            x0, more = clean.index_select(0, at.ids), t + 1 < self.steps
             u = constraint.project(at.x - per_row(pace.a, at.x) * constraint.steepest(at.gradient), x0, box)
             m = self.momentum if t else 1.0
             candidate = constraint.project(at.x + m * (u - at.x) + (1 - m) * (at.x - before), x0, box)

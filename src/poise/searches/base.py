@@ -19,7 +19,7 @@ class Ask:
     """Points to evaluate.
 
     Args:
-        x: (m, C, H, W), inside the ball and the box.
+        x: (m, C, H, W), inside the ball and the box; the search's own, which may write into it once it is answered.
         ids: (m,) the row 0..n-1 of the sample each point belongs to.
         grad: also return d loss / d x (one forward and one backward pass).
         probe: a finite-difference point: charged, never returned as the result.
@@ -127,7 +127,10 @@ class Problem:
 def running(active: Tensor, ids: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     """ids (m,) and rows of the samples that are still active (one look at the device)."""
     keep = active[ids]
-    return (ids, *rows) if bool(keep.all()) else (ids[keep], *(row[keep] for row in rows))
+    if bool(keep.all()):
+        return (ids, *rows)
+    kept = keep.nonzero()[:, 0]
+    return tuple(row.index_select(0, kept) for row in (ids, *rows))
 
 
 Steps = Generator[Ask, Reply, None]

@@ -69,7 +69,8 @@ class CrossingSquare:
         kind = next((squares for ball, squares in SQUARES.items() if isinstance(problem.constraint, ball)), None)
         if kind is None:
             raise InputError(f"CrossingSquare: the constraint must be Linf or L2, got {problem.constraint!r}")
-        squares, p = kind(problem, inclusive=True), kind.p if self.p is None else self.p
+        squares = kind(problem, inclusive=True)
+        p = squares.p if self.p is None else self.p
         reply = yield Ask(problem.clean, problem.everyone)
         active, x, loss, spent = reply.active, problem.clean.clone(), reply.loss.clone(), 1
         upward = torch.full_like(active, self.direction == "up")

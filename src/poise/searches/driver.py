@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -54,11 +55,19 @@ class Best:
     scores: Tensor
     merit: Tensor
 
-    def update(self, better: Tensor, ids: Tensor, x: Tensor, scores: Tensor, merit: Tensor) -> None:
-        """Takes over the points marked in better (m,); ids must not repeat a sample."""
-        self.x[ids] = torch.where(better.view(-1, 1, 1, 1), x, self.x[ids])
-        self.scores[ids] = torch.where(better[:, None], scores, self.scores[ids])
-        self.merit[ids] = torch.where(better, merit, self.merit[ids])
+    def take(self, ids: Tensor, x: Tensor, scores: Tensor, merit: Tensor) -> None:
+        """Takes over these points; ids must not repeat a sample."""
+        for kept, new in ((self.x, x), (self.scores, scores), (self.merit, merit)):
+            _write(kept, ids, new)
+
+
+def _write(kept: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """kept[ids] = rows, in words of 16 bytes where they fit: on a CPU what it costs is the number of words."""
+    wide, size = torch.complex128, math.prod(kept.shape[1:])
+    there, here = kept.view(-1, size), rows.reshape(-1, size)
+    if kept.device.type == "cpu" and size * here.element_size() % wide.itemsize == 0:
+        there, here = there.view(wide), here.view(wide)
+    there.index_copy_(0, ids, here)
 
 
 @dataclass
@@ -76,6 +85,8 @@ class Run:
     improved_at: Tensor
     zero_gradients: Tensor
     aside: Tensor | None
+    active: Tensor
+    checked: tuple[Tensor, int] | None = None
     curve: list[tuple[int, Tensor]] = field(default_factory=list)
     trace: list[Traced] = field(default_factory=list)
 
@@ -154,7 +165,7 @@ class Driver:
     def _may_go_on(self, ask: Ask, run: Run) -> bool:
         """False where a search asks on although nobody is active; looked at on the CPU, or at the budget's end."""
         if ask.ids.device.type == "cpu" or run.meter.spent >= self.budget:
-            return bool(_active(run).any())
+            return bool(run.active.any())
         return True
 
     def _keep_curve(self, run: Run, ask: Ask) -> None:
@@ -169,13 +180,16 @@ class Driver:
             n = len(run.problem.clean)
             self.on_progress(Progress(answered, len(ask.ids), run.meter.spent, self.budget, 0, n, n))
 
-    def _check_repeats(self, ask: Ask) -> None:
+    def _check_repeats(self, ask: Ask, run: Run) -> None:
+        if run.checked is not None and run.checked[0] is ask.ids and run.checked[1] == ask.repeats:
+            return  # the very samples of the last ask
         most = int(torch.bincount(ask.ids).max()) if len(ask.ids) else 0
         if most > ask.repeats:
             raise PoiseError(
                 f"{type(self.search).__name__}: an ask must declare how many points of one sample it holds, "
                 f"repeats={ask.repeats} was declared, {most} were found"
             )
+        run.checked = ask.ids, ask.repeats
 
     def _begin(self, problem: Problem, ask: Ask) -> tuple[Run, Reply]:
         """Answers the clean points and binds the objective from that same forward pass."""
@@ -210,6 +224,7 @@ class Driver:
             improved_at=torch.ones_like(ids),
             zero_gradients=torch.zeros_like(ids),
             aside=goal.aside(outputs, ids),
+            active=~done,
         )
         if gradient is not None:
             _count_flat(run, ids, gradient)
@@ -223,7 +238,7 @@ class Driver:
         if (
             ask.ids.device.type == "cpu"
         ):  # elsewhere it would cost a synchronisation per ask; `check_search` looks there
-            self._check_repeats(ask)
+            self._check_repeats(ask, run)
         affordable = run.meter.affordable(ask.ids, ask.repeats)
         if affordable is None or bool(affordable.all()):
             return self._evaluate(ask, run)
@@ -284,7 +299,9 @@ def _loss(bound: Bound, outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Te
 
 def _count_flat(run: Run, ids: Tensor, gradient: Tensor) -> None:
     """Counts the gradients that are zero everywhere."""
-    run.zero_gradients.index_add_(0, ids, (~gradient.flatten(1).any(dim=1)).long())
+    rows = gradient.flatten(1)
+    flat = (rows.amax(dim=1) == 0) & (rows.amin(dim=1) == 0)  # ten times faster than any()
+    run.zero_gradients.index_add_(0, ids, flat.long())
 
 
 def _keep_trace(run: Run, ask: Ask, outputs: Outputs, loss: Tensor) -> None:
@@ -295,29 +312,58 @@ def _keep_trace(run: Run, ask: Ask, outputs: Outputs, loss: Tensor) -> None:
 
 def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
     """Keeps the points that are accepted, inside ball and box, and better than all before."""
-    ids, x, problem = ask.ids, ask.x, run.problem
+    ids, x, best = ask.ids, ask.x, run.best
     merit, scores = run.bound.merit(outputs, ids), outputs.scores
-    inside = problem.constraint.contains(x, problem.clean[ids]) & problem.box.contains(x)
-    better = accept & inside & (merit < run.best.merit[ids])
+    better = accept & (merit < best.merit[ids])
+    finished = better & run.bound.done(outputs, ids)
     aside = run.bound.aside(outputs, ids)
     if aside is not None and run.aside is not None:
-        lowest = torch.where(inside, aside, torch.inf).to(run.aside.dtype)
+        lowest = torch.where(_inside(run.problem, x, ids), aside, torch.inf).to(run.aside.dtype)
         run.aside.scatter_reduce_(0, ids, lowest, reduce="amin")
-    finished = better & run.bound.done(outputs, ids)
+    if x.device.type == "cpu":  # mostly few are better; elsewhere to know how many would cost a synchronisation
+        better, ids, x, scores, merit, finished = _marked(better, better, ids, x, scores, merit, finished)
+        if not len(ids):
+            return
+    inside = _inside(run.problem, x, ids)
+    better, finished = better & inside, finished & inside
     if ask.repeats > 1:  # several points of one sample: its best alone, so that no row is written twice
-        rows = (better & _best_of_each(ids, torch.where(better, merit, torch.inf))).nonzero()[:, 0]
-        ids, x, scores, merit, better, finished = (part[rows] for part in (ids, x, scores, merit, better, finished))
-    run.best.update(better, ids, x, scores, merit)
-    run.improved_at[ids] = torch.where(better, run.meter.queries[ids], run.improved_at[ids])
-    first = finished & ~run.done[ids]
-    run.queries_to_success[ids] = torch.where(first, run.meter.queries[ids], run.queries_to_success[ids])
-    run.done[ids] = run.done[ids] | finished
+        better = better & _best_of_each(ids, torch.where(better, merit, torch.inf))
+    compact = x.device.type == "cpu" or ask.repeats > 1
+    if compact and not bool(better.all()):
+        ids, x, scores, merit, finished = _marked(better, ids, x, scores, merit, finished)
+    improved = run.meter.queries[ids]
+    if not compact:
+        x = torch.where(better.view(-1, 1, 1, 1), x, best.x.index_select(0, ids))
+        scores = torch.where(better[:, None], scores, best.scores.index_select(0, ids))
+        merit, improved = (
+            torch.where(better, merit, best.merit[ids]),
+            torch.where(better, improved, run.improved_at[ids]),
+        )
+    best.take(ids, x, scores, merit)
+    run.improved_at.index_copy_(0, ids, improved)
+    if x.device.type != "cpu" or bool(finished.any()):
+        first = finished & ~run.done[ids]
+        run.queries_to_success[ids] = torch.where(first, run.meter.queries[ids], run.queries_to_success[ids])
+        run.done[ids] |= finished
+
+
+def _inside(problem: Problem, x: Tensor, ids: Tensor) -> Tensor:
+    """(m,) bool: x (m, C, H, W) lies in the ball around its clean image, and its pixels are legal."""
+    return problem.constraint.contains(x, problem.clean.index_select(0, ids)) & problem.box.contains(x)
+
+
+def _marked(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each part that are marked in mask (m,)."""
+    rows = mask.nonzero()[:, 0]
+    return tuple(part.index_select(0, rows) for part in parts)
 
 
 def _active(run: Run) -> Tensor:
-    if run.meter.spent < run.problem.budget:
-        return ~run.done
-    return ~run.done & (run.meter.queries < run.problem.budget)
+    """(n,) bool: samples neither done nor out of budget; kept, as the driver looks at it before the next ask."""
+    run.active = ~run.done
+    if run.meter.spent >= run.problem.budget:
+        run.active &= run.meter.queries < run.problem.budget
+    return run.active
 
 
 def _verify(run: Run) -> None:

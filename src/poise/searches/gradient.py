@@ -25,6 +25,8 @@ class Iterate:
     def where(self, moved: Tensor, x: Tensor, reply: Reply) -> Iterate:
         """Samples marked in moved (m,) go to x with the reply's loss and gradient; the others stay."""
         assert reply.grad is not None
+        if moved.device.type == "cpu" and bool(moved.all()):
+            return Iterate(self.ids, x, reply.loss, reply.grad)
         rows = moved.view(-1, 1, 1, 1)
         return Iterate(
             self.ids,
@@ -35,7 +37,8 @@ class Iterate:
 
     def only(self, keep: Tensor) -> Iterate:
         """The samples marked in keep (m,)."""
-        return Iterate(self.ids[keep], self.x[keep], self.loss[keep], self.gradient[keep])
+        rows = keep.nonzero()[:, 0]
+        return Iterate(*(part.index_select(0, rows) for part in (self.ids, self.x, self.loss, self.gradient)))
 
 
 def begin(

@@ -69,7 +69,7 @@ class MomentumPGD:
                 return
             v = self.decay * velocity[at.ids] + unit_sum(at.gradient)
             step = per_row(a[at.ids], at.x) * constraint.steepest(v)
-            candidate = constraint.project(at.x - step, clean[at.ids], box)
+            candidate = constraint.project(at.x - step, clean.index_select(0, at.ids), box)
             more = t + 1 < self.steps
             reply = yield Ask(candidate, at.ids, grad=more, step=a[at.ids])
             if more:

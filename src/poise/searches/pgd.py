@@ -70,7 +70,9 @@ class PGD:
             if not len(at.ids):
                 return
             more = t + 1 < self.steps
-            candidate = constraint.project(at.x - a * constraint.steepest(at.gradient), clean[at.ids], box)
+            candidate = constraint.project(
+                at.x - a * constraint.steepest(at.gradient), clean.index_select(0, at.ids), box
+            )
             reply = yield Ask(candidate, at.ids, grad=more, step=a)
             if more:
                 moved = reply.accept if self.undo else torch.ones_like(reply.accept)
@@ -132,7 +134,7 @@ class DropoutPGD:
         for t in range(self.steps):
             if not len(at.ids):
                 return
-            x0, keep = clean[at.ids], per_row(share[at.ids], at.x)
+            x0, keep = clean.index_select(0, at.ids), per_row(share[at.ids], at.x)
             mask = (rng.uniform("dropout", t, at.ids, tuple(clean.shape[1:])).to(at.x.dtype) < keep).to(at.x.dtype)
             if self.rescale:
                 mask = mask / keep

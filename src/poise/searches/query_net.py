@@ -14,6 +14,7 @@ from poise.errors import InputError
 from poise.rng import Rng
 from poise.searches.base import Ask, Problem, Reply, Steps
 from poise.searches.square import Square
+from poise.searches.squares import Proposals
 from poise.searches.surrogates import ARCHITECTURES, Pairs, Surrogate
 from poise.types import Access
 
@@ -101,7 +102,7 @@ def _learning() -> Iterator[None]:
         yield
 
 
-class _Crowd:
+class _Crowd(Proposals):
     """The surrogates and Square as one source of candidates (`Proposals`), and what they have learned.
 
     Attributes:

@@ -99,10 +99,10 @@ class Square:
         for i in count():
             if not len(ids):
                 return
-            candidate = squares.propose(x, ids, fraction(p, i, horizon), i)
-            reply = yield Ask(candidate, ids, aim=self._aim(ids))
-            better = (reply.loss < loss) & (reply.accept if self.strict else True)
-            x = torch.where(better.view(-1, 1, 1, 1), candidate, x)
+            move = squares.move(x, ids, fraction(p, i, horizon), i)
+            reply = yield Ask(move.x, ids, aim=self._aim(ids))
+            better = (reply.loss < loss) & reply.accept if self.strict else reply.loss < loss
+            x = move.settle(better)
             loss = torch.where(better, reply.loss, loss)
             ids, x, loss = running(reply.active, ids, x, loss)
 

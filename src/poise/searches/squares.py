@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,36 +16,72 @@ from poise.searches.base import Problem
 DRAWS = 4
 """Sign patterns drawn per linf square; the first that changes the image is used, so no query is spent on a copy."""
 
+STEPS_AHEAD, WORDS_AHEAD = 32, 2**18
+"""For how many steps random bits are made at once at most, and how many 64-bit words."""
 
-class Proposals(Protocol):
+
+class Move(Protocol):
+    """One iteration's change of m images."""
+
+    @property
+    def x(self) -> Tensor:
+        """(m, C, H, W) the candidates, to be asked for."""
+        ...
+
+    def settle(self, better: Tensor) -> Tensor:
+        """(m, C, H, W) the candidates where better (m,), else what they were made from; ends this move."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Candidates in a tensor of their own."""
+
+    before: Tensor
+    x: Tensor
+
+    def settle(self, better: Tensor) -> Tensor:
+        return torch.where(better.view(-1, 1, 1, 1), self.x, self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Candidates written into the images themselves: only the windows at index (m, C, s * s) are ever touched."""
+
+    x: Tensor
+    index: Tensor
+    before: Tensor
+    after: Tensor
+
+    def settle(self, better: Tensor) -> Tensor:
+        stays = torch.where(better.view(-1, 1, 1), self.after, self.before)
+        self.x.view(*self.x.shape[:2], -1).scatter_(2, self.index, stays)
+        return self.x
+
+
+class Proposals:
     """What the random search asks for."""
 
     @property
     def p(self) -> float:
         """Share of the image in the first squares."""
-        ...
+        raise TypeError(f"{type(self).__name__} must define p")
 
     def first(self, ids: Tensor) -> Tensor:
         """(m, C, H, W) a starting pattern."""
-        ...
-
-    def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
-        """(m, C, H, W) the candidates of one iteration, from the best points x."""
-        ...
-
-
-class Squares:
-    """What both norms share: positions and flat indices of windows, and the images they are cut into."""
-
-    p: ClassVar[float]
-
-    def first(self, ids: Tensor) -> Tensor:
-        """(m, C, H, W) the published starting pattern, on the ball's surface."""
         raise TypeError(f"{type(self).__name__} must define first(ids)")
 
     def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
-        """x (m, C, H, W) with the change of one iteration."""
+        """(m, C, H, W) the candidates of one iteration, from the best points x, which stay as they are."""
         raise TypeError(f"{type(self).__name__} must define propose(x, ids, share, step)")
+
+    def move(self, x: Tensor, ids: Tensor, share: float, step: int) -> Move:
+        """The same candidates; may write into x, which belongs to the move until it is settled."""
+        return Replaced(x, self.propose(x, ids, share, step))
+
+
+class Squares(Proposals):
+    """What both norms share: positions and flat indices of windows, and the images they are cut into."""
 
     def __init__(self, problem: Problem, *, inclusive: bool) -> None:
         self.problem, self.inclusive = problem, inclusive
@@ -53,25 +90,51 @@ class Squares:
         device = problem.clean.device
         self.row_numbers = torch.arange(self.height, device=device)
         self.column_numbers = torch.arange(self.width, device=device)
+        self.offsets: dict[int, Tensor] = {}
+        self.spans: dict[int, Tensor] = {}
 
     def corner(self, bits: Tensor, s: int) -> tuple[Tensor, Tensor]:
         """(m,) uniform top row and left column of windows of side s, from bits (m, 2)."""
-        extra = 1 if self.inclusive else 0
-        bits = bits & ((1 << 63) - 1)
-        return bits[:, 0] % max(self.height - s + extra, 1), bits[:, 1] % max(self.width - s + extra, 1)
+        if s not in self.spans:
+            ends = (max(side - s + int(self.inclusive), 1) for side in (self.height, self.width))
+            self.spans[s] = torch.tensor([*ends], device=bits.device)
+        top, left = ((bits & ((1 << 63) - 1)) % self.spans[s]).unbind(dim=1)
+        return top, left
 
     def index(self, top: Tensor, left: Tensor, s: int) -> Tensor:
         """(m, C, s * s) positions of each window in an image flattened over rows and columns."""
-        rows = top[:, None] + self.row_numbers[:s]
-        columns = left[:, None] + self.column_numbers[:s]
-        flat = rows[:, :, None] * self.width + columns[:, None, :]
-        return flat.flatten(1)[:, None].expand(-1, self.channels, -1)
+        if s not in self.offsets:
+            self.offsets[s] = (self.row_numbers[:s, None] * self.width + self.column_numbers[:s]).flatten()
+        flat = (top * self.width + left)[:, None] + self.offsets[s]
+        return flat[:, None].expand(-1, self.channels, -1)
 
     def mask(self, top: Tensor, left: Tensor, s: int) -> Tensor:
         """(m, 1, H, W) bool, True inside each window."""
         rows = (self.row_numbers >= top[:, None]) & (self.row_numbers < top[:, None] + s)
         columns = (self.column_numbers >= left[:, None]) & (self.column_numbers < left[:, None] + s)
         return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+class Draws:
+    """The random bits of consecutive steps, made for many steps at a time where the steps are asked for in turn.
+
+    Args:
+        problem: its random streams, and its samples.
+        number: of 64-bit words per sample and step.
+    """
+
+    def __init__(self, problem: Problem, number: int) -> None:
+        self.rng, self.everyone, self.number = problem.rng, problem.everyone, number
+        self.most = max(min(STEPS_AHEAD, WORDS_AHEAD // max(len(self.everyone) * number, 1)), 1)
+        self.steps, self.bits = range(0), self.everyone
+
+    def at(self, step: int, ids: Tensor) -> Tensor:
+        """(m, number) int64, every bit a fair coin; `rng.bits("square", step, ids, (number,))`."""
+        if step not in self.steps:
+            ahead = min(2 * len(self.steps), self.most) if step == self.steps.stop and self.steps else 1
+            self.steps = range(step, step + ahead)
+            self.bits = self.rng.bits_of("square", self.steps, self.everyone, (self.number,))
+        return self.bits[step - self.steps.start].index_select(0, ids)
 
 
 class LinfSquares(Squares):
@@ -81,7 +144,10 @@ class LinfSquares(Squares):
 
     def __init__(self, problem: Problem, *, inclusive: bool) -> None:
         super().__init__(problem, inclusive=inclusive)
-        self.flat_clean = problem.clean.flatten(2)
+        n, pixels = len(problem.clean), self.height * self.width
+        self.flat_clean = problem.clean.reshape(-1)
+        self.planes = torch.arange(n * self.channels, device=self.flat_clean.device).view(n, -1, 1) * pixels
+        self.draws = Draws(problem, 2 + DRAWS * self.channels)
 
     def side(self, share: float) -> int:
         """round(sqrt(share * H * W)), at least 1 and short of the image's shorter side."""
@@ -99,18 +165,24 @@ class LinfSquares(Squares):
 
     def propose(self, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
         """x with one window per image replaced; signs are redrawn (no query) while that would change nothing."""
+        return self.move(x.clone(), ids, share, step).x
+
+    def move(self, x: Tensor, ids: Tensor, share: float, step: int) -> Windows:
         s, box = self.side(share), self.problem.box
-        bits = self.problem.rng.bits("square", step, ids, (2 + DRAWS * self.channels,))
+        bits = self.draws.at(step, ids)
         index = self.index(*self.corner(bits[:, :2], s), s)
-        clean = self.flat_clean[ids].gather(2, index)
+        places = index + self.planes.index_select(0, ids)
+        clean = self.flat_clean.index_select(0, places.flatten()).view_as(places)
         up, down = box.project(clean + self.eps), box.project(clean - self.eps)
-        now = x.flatten(2).gather(2, index)
+        now = x.view(*x.shape[:2], -1).gather(2, index)
         same_up, same_down = (now == up).all(dim=2), (now == down).all(dim=2)
         draws = (bits[:, 2:] < 0).view(-1, DRAWS, self.channels)
         idle = torch.where(draws, same_up[:, None], same_down[:, None]).all(dim=2)
-        pick = (~idle).to(torch.uint8).argmax(dim=1)
+        pick = idle.view(torch.uint8).argmin(dim=1)  # the first that is not
         chosen = draws.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
-        return x.flatten(2).scatter(2, index, torch.where(chosen[:, :, None], up, down)).view_as(x)
+        after = torch.where(chosen[:, :, None], up, down)
+        x.view(*x.shape[:2], -1).scatter_(2, index, after)
+        return Windows(x, index, now, after)
 
 
 class L2Squares(Squares):

@@ -6,6 +6,7 @@ The HTTP client and its schema checks are imported when `HttpTarget` is first us
 from typing import TYPE_CHECKING, Any
 
 from poise.targets.base import DifferentiableTarget, Target
+from poise.targets.batch_size import fitting_batch_size
 from poise.targets.bpda import BPDA
 from poise.targets.function import FunctionTarget
 from poise.targets.journal import Journal
@@ -33,6 +34,7 @@ __all__ = [
     "Rounded",
     "Target",
     "TopK",
+    "fitting_batch_size",
     "onnx_fingerprint",
     "view",
 ]

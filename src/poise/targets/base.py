@@ -36,7 +36,10 @@ class Target(Protocol):
     device: torch.device
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
-        """Answers for points x (m, C, H, W), each belonging to the sample named in ids (m,)."""
+        """Answers for points x (m, C, H, W), each belonging to the sample named in ids (m,).
+
+        The points are the caller's, which may write into them afterwards: who keeps them, keeps a copy.
+        """
         ...
 
     def session(self, seed: int | None = None) -> AbstractContextManager[None]:

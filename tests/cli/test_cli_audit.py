@@ -25,7 +25,6 @@ from poise.errors import InputError
 from poise.experiments import AuditSpec, Costs
 from poise.experiments.audit_spec import make_spec, read_spec
 
-
 audit_module, attack_module = import_module("poise.cli.audit"), import_module("poise.cli.attack")
 
 

@@ -164,7 +164,7 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path, text: str, message: str) 
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="endpoint: '.*none.toml' must be a readable TOML file"):
+    with pytest.raises(InputError, match=r"endpoint: '.*none.toml' must be a readable TOML file"):
         read_endpoint(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'url = "\xe9"')
     with pytest.raises(InputError, match=r"latin.toml' must be a readable TOML file"):

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: audit test lint docs bench venv figures clean
+.PHONY: audit test lint docs bench venv figures dist clean
 
 audit: $(VENV)/.core  ## the main job on the embedded default: a table and report.html
 	$(BIN)/poise audit --model builtin:digits --data builtin:digits
@@ -36,6 +36,9 @@ bench: $(VENV)/.bench  ## speed as ratios to a limit measured in the same run, a
 	$(BIN)/python benchmarks/metrics_scale.py --json results/metrics_scale.json
 	$(BIN)/python tools/speed_figures.py
 	$(BIN)/python tools/render.py
+
+dist: $(BIN)/python  ## sdist and wheel in dist/, installed into empty environments and run there
+	$(BIN)/python tools/check_dist.py --out dist
 
 venv: $(VENV)/.all  ## only the virtual environment
 

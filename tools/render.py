@@ -1,4 +1,4 @@
-"""Renders every figure in README.md and docs/ from the result tables in results/ and leaderboard/.
+"""Renders every figure in README.md, RELEASE.md and docs/ from the result tables in results/ and leaderboard/.
 
     python tools/render.py            # writes the blocks
     python tools/render.py --check    # exit code 1 where a block differs from what the results say
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 BLOCK = re.compile(r"(<!-- figure: (?P<name>[\w-]+) -->\n).*?(<!-- /figure -->)", re.DOTALL)
-PAGES = ("README.md", "docs/*.md", "docs/*/*.md")
+PAGES = ("README.md", "RELEASE.md", "docs/*.md", "docs/*/*.md")
 
 
 def _read(name: str) -> Any:
@@ -203,6 +203,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     **runpy.run_path(str(ROOT / "tools" / "security_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "speed_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "training_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "version_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "paper_pages.py"))["FIGURES"],
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from metric_reference import H10, V10, columns, for_all, random_columns
+from scipy.integrate import trapezoid
 from scipy.stats import norm
 
 from poise.metrics import smooth_ece
@@ -18,7 +19,7 @@ def error_at(c: np.ndarray, h: np.ndarray, sigma: float) -> float:
     kernel = np.zeros((len(t), len(places)))
     for shift in range(-4, 5):
         kernel += norm.pdf(t[:, None], places + 2 * shift, sigma) + norm.pdf(t[:, None], -places + 2 * shift, sigma)
-    return float(np.trapezoid(np.abs(kernel @ mass), t))
+    return float(trapezoid(np.abs(kernel @ mass), t))
 
 
 def nearly_calibrated(size: int) -> tuple[np.ndarray, np.ndarray]:

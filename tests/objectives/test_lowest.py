@@ -40,7 +40,7 @@ def at(function: Divergence, given_: Outputs, order: float) -> Tensor:
 def order_0_is_kl_of_uniform(function: Divergence) -> None:
     for classes in (2, 3, 10, 100):
         given_ = answers(classes, classes)
-        expected = stats.entropy(np.full(classes, 1 / classes), given_.probabilities.numpy(), axis=1)
+        expected = stats.entropy(np.full((1, classes), 1 / classes), given_.probabilities.numpy(), axis=1)
         np.testing.assert_allclose(at(function, given_, 0.0).numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -253,7 +253,7 @@ def test_two_sides_of_the_goal() -> None:
         other = later.logits.scatter(1, bound.k[:, None], -torch.inf).amax(dim=1)
         missing = torch.relu(other - later.logits.gather(1, bound.k[:, None])[:, 0])
         assert bool((missing > 0).any()) == flips
-        kl = torch.from_numpy(stats.entropy(np.full(4, 0.25), later.probabilities.numpy(), axis=1))
+        kl = torch.from_numpy(stats.entropy(np.full((1, 4), 0.25), later.probabilities.numpy(), axis=1))
         expected = torch.where(own > bound.goal, kl, -own.log()) + 0.1 * missing
         torch.testing.assert_close(bound.loss(later, HUNDRED), expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(bound.merit(later, HUNDRED), (own - bound.goal).abs(), rtol=0, atol=1e-12)

@@ -45,7 +45,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich before 14.3 ends what it has not shown with an empty line
+            self._bar.stop()
 
     def begin(self, total: int, done: int, left_out: dict[str, list[str]]) -> None:
         self._total, self._done = total - sum(map(len, left_out.values())), done

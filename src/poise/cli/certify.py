@@ -173,7 +173,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # rich before 14.3 ends what it has not shown with an empty line
+            self._progress.stop()
 
     def note(self, line: str) -> None:
         if not self._silent:

@@ -155,7 +155,8 @@ class Bar:
         )
 
     def end(self) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich before 14.3 ends what it has not shown with an empty line
+            self._bar.stop()
 
     def _say(self, line: str) -> None:
         if not self._silent:

@@ -7,6 +7,7 @@ import torch
 from poise.data.uri import Uri
 from poise.models.digits import Note
 from poise.targets.onnx import OnnxTarget
+from poise.targets.onnx_file import needs_onnx
 
 KEYS = ("outputs", "scores", "num_classes", "mean", "std", "bounds", "threads")
 
@@ -23,6 +24,8 @@ def make_onnx(uri: Uri, device: torch.device, batch_size: int, note: Note) -> On
         InputError: for keys and files that do not fit; MissingExtraError: the extra `onnx` is not installed.
     """
     uri.allow(*KEYS)
+    for module in ("onnx", "onnxruntime"):  # before anything is noted, so that the answer is one line
+        needs_onnx(module, "onnx: models")
     file = uri.file(uri.rest, role="the model")
     mean, std = uri.normalisation()
     bounds = uri.floats("bounds")

@@ -44,7 +44,7 @@ def rows(columns: dict[str, Any], count: int) -> pl.DataFrame:
 def _column(name: str, values: Any, count: int, kind: pl.DataType) -> pl.Series:
     if isinstance(values, np.ndarray | list | pl.Series):
         return pl.Series(name, values, strict=False).cast(kind)
-    return pl.repeat(values, count, dtype=kind, eager=True).alias(name)
+    return pl.Series(name, [values], dtype=kind).new_from_index(0, count)
 
 
 def joined(parts: Sequence[pl.DataFrame], schema: dict[str, pl.DataType]) -> pl.DataFrame:

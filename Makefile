@@ -51,12 +51,13 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,serve,train,explain,ray,docs,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bench torchattacks==3.5.1
 	touch $@ $(VENV)/.core
 
-# torchattacks in a folder of its own and without its pins, which contradict the documentation's; multiprocess and dill
-# are what ART's AutoAttack imports
+# torchattacks lies in a folder of its own and without its pins, which contradict the documentation's; multiprocess and
+# dill are what ART's AutoAttack imports
 $(VENV)/.bench: $(VENV)/.all
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench torchattacks==3.5.1 multiprocess dill
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bench multiprocess dill
 	touch $@
 
 clean:  ## remove the virtual environment and what was built

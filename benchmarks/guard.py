@@ -56,8 +56,8 @@ class Cost:
 
 
 LIMITS = {
-    "square": Cost(ratio=3.0, passes=1, calls=314, operations=205),
-    "pgd": Cost(ratio=2.5, passes=1, calls=425, operations=147),
+    "square": Cost(ratio=3.0, passes=1, calls=314, operations=158),
+    "pgd": Cost(ratio=2.5, passes=1, calls=425, operations=130),
 }
 """The most that is allowed."""
 

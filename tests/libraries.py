@@ -54,9 +54,8 @@ def library_from(folder: Path, name: str) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def real_torchattacks() -> Iterator[ModuleType]:
-    """torchattacks from where `make .venv/.bench` has put it."""
-    if not (BENCH / "torchattacks").is_dir():
-        pytest.skip("torchattacks is missing, its stand-in is tested alone: make .venv/.bench")
+    """torchattacks from where `make venv` has put it."""
+    assert (BENCH / "torchattacks").is_dir(), "torchattacks is missing: make venv"
     with library_from(BENCH, "torchattacks") as module:
         yield module
 

@@ -161,7 +161,7 @@ def test_a_trace_is_kept_only_where_it_is_wanted_and_changes_nothing() -> None:
         )
         for wanted in (False, True)
     )
-    assert plain.trace.equals(poise.table.empty_trace())
+    assert plain.trace.equals(poise.table.joined([], poise.table.TRACE))
     assert plain.trace.schema == poise.table.TRACE
     assert watched.trace.height == watched.table["queries"].sum()
     assert torch.equal(plain.images, watched.images)
@@ -173,7 +173,7 @@ def test_no_image_has_no_trace() -> None:
     empty = poise.attack(
         case.target(), UCA(), Square(), Linf(0.1), case.images[:0], case.labels[:0], watch=poise.Watch(trace=True)
     )
-    assert empty.trace.equals(poise.table.empty_trace())
+    assert empty.trace.equals(poise.table.joined([], poise.table.TRACE))
 
 
 # --- zero gradients, when the result was found, wrong confidence ---

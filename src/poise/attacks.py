@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 import torch
@@ -179,7 +180,6 @@ def _part(run: Run, clean: Tensor, driver: Driver, seconds: float, spec: str) ->
     """Result of one batch, still on the target's device but for its tables."""
     after = Outputs(run.best.scores, run.clean.kind)
     change = (run.best.x - clean).flatten(1)
-    success = run.queries_to_success >= 0
     broke = ~run.done & (run.meter.queries >= driver.budget)
     stop = torch.where(run.done, 0, torch.where(broke, 1, 2)).cpu().numpy()
     columns = {
@@ -199,19 +199,18 @@ def _part(run: Run, clean: Tensor, driver: Driver, seconds: float, spec: str) ->
         "linf": change.abs().amax(dim=1),
         "l2": change.norm(dim=1),
     }
-    frame = pl.DataFrame({name: value.cpu().numpy() for name, value in columns.items()}).with_columns(
-        pl.Series("queries_to_success", torch.where(success, run.queries_to_success, -1).cpu().numpy()).replace(
-            -1, None
-        ),
-        pl.Series("stop", [("success", "budget", "finished")[code] for code in stop]),
-        (pl.lit(None) if run.aside is None else pl.Series((-run.aside).cpu().numpy())).alias("wrong_confidence"),
-        pl.lit(seconds).alias("seconds"),
-        pl.lit(driver.seed).alias("seed"),
-        pl.lit(spec).alias("spec"),
-    )
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in columns.items()}
+    arrays |= {
+        "queries_to_success": pl.Series([count if count >= 0 else None for count in run.queries_to_success.tolist()]),
+        "stop": [("success", "budget", "finished")[code] for code in stop],
+        "wrong_confidence": None if run.aside is None else (-run.aside).cpu().numpy(),
+        "seconds": seconds,
+        "seed": driver.seed,
+        "spec": spec,
+    }
     return AttackResult(
         images=run.best.x,
-        table=frame.select(pl.col(name).cast(kind) for name, kind in table.SCHEMA.items()),
+        table=table.rows(arrays, len(clean)),
         scores_before=run.clean.scores,
         scores=run.best.scores,
         curve=_curve(run, driver.sample_ids),
@@ -228,7 +227,7 @@ def _trace(run: Run, ids: Tensor) -> pl.DataFrame:
             pl.Series("step", at.step.cpu().numpy()) if isinstance(at.step, Tensor) else pl.lit(at.step).alias("step")
         )
         frames.append(frame.with_columns(pl.lit(at.iteration).alias("iteration"), step))
-    return pl.concat([table.empty_trace(), *(table.cast_trace(frame) for frame in frames)])
+    return table.joined([table.cast_trace(frame) for frame in frames], table.TRACE)
 
 
 def _curve(run: Run, ids: Tensor) -> pl.DataFrame:
@@ -238,7 +237,7 @@ def _curve(run: Run, ids: Tensor) -> pl.DataFrame:
         rows = {"id": ids, "confidence": outputs.confidence, "prediction": outputs.labels}
         frame = pl.DataFrame({name: value.cpu().numpy() for name, value in rows.items()})
         frames.append(frame.with_columns(pl.lit(queries).alias("queries")))
-    return pl.concat([table.empty_curve(), *(table.cast_curve(frame) for frame in frames)])
+    return table.joined([table.cast_curve(frame) for frame in frames], table.CURVE)
 
 
 def _joined(parts: list[AttackResult], images: Tensor, classes: int) -> AttackResult:
@@ -247,9 +246,9 @@ def _joined(parts: list[AttackResult], images: Tensor, classes: int) -> AttackRe
 
     return AttackResult(
         images=joined([part.images for part in parts]).to(images.dtype) if parts else images.detach().clone(),
-        table=pl.concat([table.empty(), *(part.table for part in parts)]),
+        table=table.joined([part.table for part in parts], table.SCHEMA),
         scores_before=joined([part.scores_before for part in parts]),
         scores=joined([part.scores for part in parts]),
-        curve=pl.concat([table.empty_curve(), *(part.curve for part in parts)]),
-        trace=pl.concat([table.empty_trace(), *(part.trace for part in parts)]),
+        curve=table.joined([part.curve for part in parts], table.CURVE),
+        trace=table.joined([part.trace for part in parts], table.TRACE),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
 import polars as pl
 
 SCHEMA: dict[str, pl.DataType] = {
@@ -34,9 +36,20 @@ SCHEMA: dict[str, pl.DataType] = {
 """Columns and their types; every table that poise writes has at least these."""
 
 
-def empty() -> pl.DataFrame:
-    """A result table without rows."""
-    return pl.DataFrame(schema=SCHEMA)
+def rows(columns: dict[str, Any], count: int) -> pl.DataFrame:
+    """A result table of `count` rows from arrays (count,), or one value for all rows; in order, of the right types."""
+    return pl.DataFrame([_column(name, columns[name], count, kind) for name, kind in SCHEMA.items()])
+
+
+def _column(name: str, values: Any, count: int, kind: pl.DataType) -> pl.Series:
+    if isinstance(values, np.ndarray | list | pl.Series):
+        return pl.Series(name, values, strict=False).cast(kind)
+    return pl.Series(name, [values], dtype=kind).new_from_index(0, count)
+
+
+def joined(parts: Sequence[pl.DataFrame], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    """The tables below one another; without any, one without rows."""
+    return parts[0] if len(parts) == 1 else pl.concat(parts) if parts else pl.DataFrame(schema=schema)
 
 
 CURVE: dict[str, pl.DataType] = {
@@ -46,11 +59,6 @@ CURVE: dict[str, pl.DataType] = {
     "prediction": pl.Int64(),
 }
 """Columns of the curve over queries, one row per (checkpoint, sample)."""
-
-
-def empty_curve() -> pl.DataFrame:
-    """A curve without rows."""
-    return pl.DataFrame(schema=CURVE)
 
 
 def cast_curve(frame: pl.DataFrame) -> pl.DataFrame:
@@ -68,11 +76,6 @@ TRACE: dict[str, pl.DataType] = {
     "step": pl.Float64(),  # length of the step that led here, in units of eps's; null where a search has none
 }
 """Columns of the trace, one row per point that was asked for."""
-
-
-def empty_trace() -> pl.DataFrame:
-    """A trace without rows."""
-    return pl.DataFrame(schema=TRACE)
 
 
 def cast_trace(frame: pl.DataFrame) -> pl.DataFrame:

@@ -130,7 +130,7 @@ main()
     [
         ([], "train: needs the name of a recipe (`poise list training` shows them), got none"),
         (["uat-smoth"], "training recipe: must be one of the known names, got 'uat-smoth' (did you mean uat-smooth"),
-        (["nowhere.toml"], "training recipe: 'nowhere.toml' must be a readable TOML file, got: .*No such file"),
+        (["nowhere.toml"], "training recipe: 'nowhere.toml' must be a readable TOML file, got: [Errno 2] No such file"),
         (
             ["at", "--set", "method.epz=1"],
             "training recipe: method 'at': field: must be one of the known names, got 'epz'",

@@ -151,7 +151,7 @@ def test_refused_in_one_line(tmp_path) -> None:
         ("builtin:digits", {"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ("builtin:digits", {"seed": -1}, "seed must be at least 0 and below"),
         ("builtin:digits", {"device": "cuda:99"}, "device: must be one"),
-        ("onnx:net.onnx", {}, "must come from builtin, torchvision, timm, robustbench, py, got onnx"),
+        ("onnx:net.onnx", {}, "must come from builtin, torchvision, timm, robustbench, hf, py, got onnx"),
         ("https://example.org", {}, "must come from builtin"),
         (
             "torchvision:resnet18?pretrained=true&num_classes=3",

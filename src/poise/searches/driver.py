@@ -139,8 +139,10 @@ class Driver:
         classes, best = self.target.num_classes, clean.clone()
         goal = self.objective.access
 
+        bound: list[Bound] = []
+
         def judge(outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Tensor:
-            return _loss(run.bound, outputs, ids, aim)
+            return _loss(bound[0], outputs, ids, aim)  # not of the run, which holds the problem: no cycle to collect
 
         problem = Problem(clean, self.constraint, box, rng, self.budget, over, classes, best, merit, goal, judge)
         steps = steps_of(self.search, problem)
@@ -151,6 +153,7 @@ class Driver:
                     f"{type(self.search).__name__}: the first points a search asks for must be the clean ones"
                 )
             run, reply = self._begin(problem, ask)
+            bound.append(run.bound)
             answered = 1
             self._tell(run, ask, answered)
             while (ask := _next(steps, reply)) is not None and self._may_go_on(ask, run):

@@ -65,7 +65,7 @@ def faced(settings: Plain, bare: Target, defended: Target) -> Target:
 def _nothing() -> pl.DataFrame:
     """The rows of no image."""
     more = ("brier_before", "nll_before", "brier_after", "nll_after", "delta_w", "ssim")
-    return tables.empty().with_columns(pl.lit(None, pl.Float64).alias(name) for name in more)
+    return tables.joined([], tables.SCHEMA).with_columns(pl.lit(None, pl.Float64).alias(name) for name in more)
 
 
 def run(target: Target, settings: Plain, images: Tensor, labels: Tensor, ids: Tensor) -> AttackResult:

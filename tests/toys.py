@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -342,13 +342,19 @@ def by_hand(steps: Steps, answer: Callable[[Ask, int], Reply], *, most: int = 10
     ask = next(steps, None)
     while ask is not None:
         assert len(told.asks) < most, "the search never ends"
-        told.asks.append(ask)
+        told.asks.append(replace(ask, x=ask.x.clone()))  # a search may write into its points afterwards
         told.replies.append(answer(ask, len(told.replies)))
         try:
             ask = steps.send(told.replies[-1])
         except StopIteration:
             ask = None
     return told
+
+
+def same_ask(one: Ask, other: Ask) -> bool:
+    """The ask itself, or its copy in a transcript."""
+    rest = ("ids", "aim", "grad", "probe", "repeats", "step")
+    return torch.equal(one.x, other.x) and all(getattr(one, name) is getattr(other, name) for name in rest)
 
 
 def random_states() -> tuple:

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from poise.cli.console import say
+from poise.cli.console import say, stop
 
 LINE_SECONDS = 10.0
 """Between two lines where there is no terminal."""
@@ -45,8 +45,7 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._bar.disable:  # rich before 14.3 ends what it has not shown with an empty line
-            self._bar.stop()
+        stop(self._bar)
 
     def begin(self, total: int, done: int, left_out: dict[str, list[str]]) -> None:
         self._total, self._done = total - sum(map(len, left_out.values())), done

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from poise.cli.console import say
+from poise.cli.console import say, stop
 from poise.cli.options import (
     AsJson,
     Data,
@@ -173,8 +173,7 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._progress.disable:  # rich before 14.3 ends what it has not shown with an empty line
-            self._progress.stop()
+        stop(self._progress)
 
     def note(self, line: str) -> None:
         if not self._silent:

@@ -74,8 +74,10 @@ def size(name: str, text: str | None) -> int | None:
     >>> size("batch-size", "64"), size("batch-size", "auto")
     (64, 0)
     """
-    if text is None or text == "auto":
-        return None if text is None else AUTO
+    if text is None:
+        return None
+    if text == "auto":
+        return AUTO
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"{name}: must be a whole number of at least 1, or auto, got '{text}'")
     return int(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from poise.cli.console import say
+from poise.cli.console import say, stop
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,8 +50,7 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._progress.disable:  # rich before 14.3 ends what it has not shown with an empty line
-            self._progress.stop()
+        stop(self._progress)
 
     def note(self, line: str) -> None:
         self._say(line)

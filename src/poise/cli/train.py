@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from poise.cli.console import say
+from poise.cli.console import say, stop
 from poise.cli.options import DIGITS, Data, Device, Model, Out, Quiet, Seed, free_folder, number, resumable
 from poise.errors import InputError, RunError
 
@@ -155,8 +155,7 @@ class Bar:
         )
 
     def end(self) -> None:
-        if not self._bar.disable:  # rich before 14.3 ends what it has not shown with an empty line
-            self._bar.stop()
+        stop(self._bar)
 
     def _say(self, line: str) -> None:
         if not self._silent:

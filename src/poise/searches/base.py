@@ -129,8 +129,13 @@ def running(active: Tensor, ids: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
     keep = active[ids]
     if bool(keep.all()):
         return (ids, *rows)
-    kept = keep.nonzero()[:, 0]
-    return tuple(row.index_select(0, kept) for row in (ids, *rows))
+    return marked(keep, ids, *rows)
+
+
+def marked(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each part that are marked in mask (m,); on a CPU several times faster than indexing by the mask."""
+    rows = mask.nonzero()[:, 0]
+    return tuple(part.index_select(0, rows) for part in parts)
 
 
 Steps = Generator[Ask, Reply, None]

@@ -14,7 +14,7 @@ from poise.constraints.base import Box, Constraint
 from poise.errors import PoiseError
 from poise.objectives.base import Bound, Objective, logit_margin, of_class
 from poise.rng import Rng
-from poise.searches.base import Ask, Problem, Reply, Search, Steps
+from poise.searches.base import Ask, Problem, Reply, Search, Steps, marked
 from poise.searches.grid import steps_of
 from poise.targets.base import Target
 from poise.targets.meter import Meter
@@ -324,7 +324,7 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
         lowest = torch.where(_inside(run.problem, x, ids), aside, torch.inf).to(run.aside.dtype)
         run.aside.scatter_reduce_(0, ids, lowest, reduce="amin")
     if x.device.type == "cpu":  # mostly few are better; elsewhere to know how many would cost a synchronisation
-        better, ids, x, scores, merit, finished = _marked(better, better, ids, x, scores, merit, finished)
+        better, ids, x, scores, merit, finished = marked(better, better, ids, x, scores, merit, finished)
         if not len(ids):
             return
     inside = _inside(run.problem, x, ids)
@@ -333,7 +333,7 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
         better = better & _best_of_each(ids, torch.where(better, merit, torch.inf))
     compact = x.device.type == "cpu" or ask.repeats > 1
     if compact and not bool(better.all()):
-        ids, x, scores, merit, finished = _marked(better, ids, x, scores, merit, finished)
+        ids, x, scores, merit, finished = marked(better, ids, x, scores, merit, finished)
     improved = run.meter.queries[ids]
     if not compact:
         x = torch.where(better.view(-1, 1, 1, 1), x, best.x.index_select(0, ids))
@@ -353,12 +353,6 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
 def _inside(problem: Problem, x: Tensor, ids: Tensor) -> Tensor:
     """(m,) bool: x (m, C, H, W) lies in the ball around its clean image, and its pixels are legal."""
     return problem.constraint.contains(x, problem.clean.index_select(0, ids)) & problem.box.contains(x)
-
-
-def _marked(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-    """The rows of each part that are marked in mask (m,)."""
-    rows = mask.nonzero()[:, 0]
-    return tuple(part.index_select(0, rows) for part in parts)
 
 
 def _active(run: Run) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from poise.constraints.l2 import per_row
 from poise.errors import InputError
-from poise.searches.base import Ask, Problem, Reply
+from poise.searches.base import Ask, Problem, Reply, marked
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,7 @@ class Iterate:
 
     def only(self, keep: Tensor) -> Iterate:
         """The samples marked in keep (m,)."""
-        rows = keep.nonzero()[:, 0]
-        return Iterate(*(part.index_select(0, rows) for part in (self.ids, self.x, self.loss, self.gradient)))
+        return Iterate(*marked(keep, self.ids, self.x, self.loss, self.gradient))
 
 
 def begin(

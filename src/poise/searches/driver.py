@@ -200,15 +200,21 @@ class Driver:
         bound: list[Bound] = []
 
         def first_loss(answer: Outputs, rows: slice) -> Tensor:
-            detached = Outputs(answer.scores.detach(), answer.kind)
-            bound.append(self.objective.bind(detached, self.labels, ids, problem.rng))
+            if not bound:
+                detached = Outputs(answer.scores.detach(), answer.kind)
+                bound.append(self.objective.bind(detached, self.labels, ids, problem.rng))
             return bound[0].loss(answer, ids)
+
+        settled = meter.settled(ask.x, ids) if meter.settles else None
+        if settled is not None:
+            first_loss(settled, slice(None))
 
         if ask.grad:
             answer, gradient = meter.gradient(ask.x, ids, first_loss)
         else:
             answer = meter.query(ask.x, ids)
             first_loss(answer, slice(None))
+        answer = answer if settled is None else settled
         outputs = Outputs(answer.scores.clone(), answer.kind)  # a target may reuse its buffer for the next answer
         goal = bound[0]
         problem.over.copy_(goal.over)
@@ -315,6 +321,10 @@ def _keep_trace(run: Run, ask: Ask, outputs: Outputs, loss: Tensor) -> None:
 
 def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
     """Keeps the points that are accepted, inside ball and box, and better than all before."""
+    if run.meter.settles:
+        ask, outputs, accept = _settled(ask, run, outputs, accept)
+        if not len(ask.ids):
+            return
     ids, x, best = ask.ids, ask.x, run.best
     merit, scores = run.bound.merit(outputs, ids), outputs.scores
     better = accept & (merit < best.merit[ids])
@@ -348,6 +358,16 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
         first = finished & ~run.done[ids]
         run.queries_to_success[ids] = torch.where(first, run.meter.queries[ids], run.queries_to_success[ids])
         run.done[ids] |= finished
+
+
+def _settled(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> tuple[Ask, Outputs, Tensor]:
+    """The points that look better than all before, with the answers that count (one look at the device)."""
+    rows = (accept & (run.bound.merit(outputs, ask.ids) < run.best.merit[ask.ids])).nonzero()[:, 0]
+    ask = ask.at(rows)
+    if len(rows):
+        outputs = run.meter.settled(ask.x, ask.ids)
+        accept = run.bound.accept(outputs, ask.ids)
+    return ask, outputs, accept
 
 
 def _inside(problem: Problem, x: Tensor, ids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from poise.targets.batch_size import fitting_batch_size
 from poise.targets.bpda import BPDA
 from poise.targets.function import FunctionTarget
 from poise.targets.journal import Journal
+from poise.targets.mixed import Mixed
 from poise.targets.module import ModuleTarget, Normalize
 from poise.targets.onnx import OnnxTarget
 from poise.targets.onnx_file import onnx_fingerprint
@@ -26,6 +27,7 @@ __all__ = [
     "HttpTarget",
     "Journal",
     "LabelsOnly",
+    "Mixed",
     "ModuleTarget",
     "Normalize",
     "OnnxTarget",

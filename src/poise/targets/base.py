@@ -56,6 +56,15 @@ class DifferentiableTarget(Target, Protocol):
         ...
 
 
+@runtime_checkable
+class SettledTarget(Target, Protocol):
+    """A target whose answers only show the way: what may become a result is settled by a better answer."""
+
+    def settled(self, x: Tensor, ids: Tensor) -> Outputs:
+        """The answers that count, at points that were asked; no query of their own."""
+        ...
+
+
 @contextmanager
 def private_random(device: torch.device, seed: int | None) -> Iterator[None]:
     """A copy of torch's random state for what a target draws, from `seed` where one is given; restored at the end."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poise.errors import BudgetError
-from poise.targets.base import DifferentiableTarget, Target
+from poise.targets.base import DifferentiableTarget, SettledTarget, Target
 from poise.types import Outputs
 
 
@@ -32,6 +32,7 @@ class Meter:
     Attributes:
         queries: (n,) forward passes so far.
         gradients: (n,) backward passes so far.
+        settles: the target's answers only show the way (`SettledTarget`).
         spent: an upper bound of `queries.max()` known without asking the device.
     """
 
@@ -41,6 +42,7 @@ class Meter:
         self._budget = budget
         self.queries = torch.zeros(len(sample_ids), dtype=torch.int64, device=sample_ids.device)
         self.gradients = torch.zeros_like(self.queries)
+        self.settles = isinstance(target, SettledTarget)
         self.spent = 0
 
     def affordable(self, ids: Tensor, repeats: int) -> Tensor | None:
@@ -60,6 +62,11 @@ class Meter:
         """Answers of the target; charges one query per point."""
         self._charge(ids, repeats)
         return self._target.query(x, self._sample_ids[ids])
+
+    def settled(self, x: Tensor, ids: Tensor) -> Outputs:
+        """The answers that count, at points that were charged already."""
+        assert isinstance(self._target, SettledTarget)
+        return self._target.settled(x, self._sample_ids[ids])
 
     def gradient(self, x: Tensor, ids: Tensor, loss: PartLoss, repeats: int = 1) -> tuple[Outputs, Tensor]:
         """Answers and gradients; charges one query and one gradient per point.

@@ -72,8 +72,11 @@ def cost(pairs: int) -> list[dict[str, Any]]:
     return rows
 
 
-def attacks(samples: int, n: int, run: Path) -> Iterator[dict[str, Any]]:
-    """Certificates with `poise certify`'s own attacks, then every recipe within a radius; what is there after each."""
+def attacks(samples: int, n: int, run: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Certificates with `poise certify`'s own attacks, then every recipe within a radius; what is there after each.
+
+    Recipes that have a row already are not run again.
+    """
     address, _ = NETWORKS["CNN-A"]
     spec = make_certify_spec(
         model=address,
@@ -101,9 +104,8 @@ def attacks(samples: int, n: int, run: Path) -> Iterator[dict[str, Any]]:
     kept = {key: value for key, value in summary.items() if key not in ("command", "created")}
     here = images_bounds(bounds, ATTACKED, images.ids)
     classes = torch.tensor(here["prediction"].to_numpy().copy())
-    rows: list[dict[str, Any]] = []
     yield {"certificate": kept, "recipes": rows}
-    for name in RECIPES:
+    for name in (name for name in RECIPES if name not in {row["recipe"] for row in rows}):
         rows.append(one(name, ATTACKED, spec.smoothing, target, smoothed, images, classes, here))
         print(rows[-1], flush=True)
         yield {"certificate": kept, "recipes": rows}
@@ -172,6 +174,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--run", type=Path, help="folder of the certification, gone on with where it is there")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--again", help="recipes to run again, separated by commas; others keep their rows.  [default: all]"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
@@ -179,8 +184,10 @@ def main() -> None:
         found["cost"] = cost(given.pairs)
         write(given.json, found)
     if given.part in ("attacks", "all"):
+        again = None if given.again is None else given.again.split(",")
+        rows = [] if again is None else [row for row in found["recipes"] if row["recipe"] not in again]
         with tempfile.TemporaryDirectory() as scratch:
-            for part in attacks(given.samples, given.n, given.run or Path(scratch)):
+            for part in attacks(given.samples, given.n, given.run or Path(scratch), rows):
                 write(given.json, found | part)
 
 

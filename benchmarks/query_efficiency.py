@@ -8,6 +8,7 @@ on `cnn_a_mix`, with JPEG copies of other test images. For every checkpoint the 
 is kept; intervals are percentiles of bootstrap resamples of images, the same ones for both attacks. "Queries to reach"
 an ECE is the first number of queries at which the curve is there, between checkpoints by linear interpolation. SA-MMA's
 ECE after 1,000 queries counts as reached by itself after 1,000. Rows that the file holds already are not run again.
+The part `surrogate` gives `learned-squares` a network of the attacker's own (SURROGATES), for the first queries.
 """
 
 from __future__ import annotations
@@ -36,11 +37,20 @@ NETWORKS = {
 }
 """Where the network is, and how many images it is attacked on: what one CPU core does in reasonable time."""
 
+SURROGATES = {
+    "ResNet-20": ("ResNet-32", "builtin:resnet32-cifar10?weights={}/checkpoints/cifar10_resnet32.safetensors"),
+    "ResNet-56": ("ResNet-32", "builtin:resnet32-cifar10?weights={}/checkpoints/cifar10_resnet32.safetensors"),
+    "ResNet-2b, adversarial": (
+        "CNN-A, adversarial", "builtin:cnn-a-cifar10?weights={}/checkpoints/cifar10_cnn_a_adv.safetensors"
+    ),
+}  # fmt: skip
+"""The attacker's own network, trained by somebody else on the same training images."""
+
 ABLATED = ("ResNet-20", "ResNet-2b, adversarial")
 OURS, THEIRS = "learned-squares", "sa-mma"
 CHECKPOINTS = (1, *range(5, 100, 5), *range(100, 200, 10), *range(200, 400, 25), *range(400, 1001, 50))
 BUDGET, EPS, RESAMPLES = 1000, 0.05, 1000
-ABLATION_BUDGET = 200
+ABLATION_BUDGET, SURROGATE_BUDGET = 200, 60
 PLAIN = Square(p=0.1, horizon=1000, strict=False)
 ABLATIONS: dict[str, Search] = {
     "learned-squares": LearnedSquares(),
@@ -126,6 +136,26 @@ def compared(ours: list[Row], theirs: list[Row]) -> Row:
     }
 
 
+def first_queries(ours: list[Row], theirs: list[Row]) -> Row:
+    """As `compared`, of an attack that was broken off early: only the queries to reach the levels."""
+    right = np.array(ours[0]["right"], dtype=np.float64)
+    generator = np.random.default_rng(0)
+    found: dict[str, list[float]] = {"0.2": [], "0.3": [], "last": [], "ratio": []}
+    for number in range(RESAMPLES + 1):
+        pick = np.arange(len(right)) if number == 0 else generator.integers(0, len(right), len(right))
+        one, other = (
+            np.mean([ece_curve(np.array(row["confidence"])[:, pick], right[pick]) for row in rows], axis=0)
+            for rows in (ours, theirs)
+        )
+        for name, level in (("0.2", 0.2), ("0.3", 0.3), ("last", float(other[-1]))):
+            found[name].append(reached(one, level))
+        found["ratio"].append(BUDGET / found["last"][-1])
+    return {
+        name: [_finite(values[0]), *(_finite(v) for v in np.percentile(values[1:], [2.5, 97.5], method="nearest"))]
+        for name, values in found.items()
+    }
+
+
 def _finite(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
@@ -164,15 +194,19 @@ class Record:
         print(f"{key['network']:24} {key['name']:34} seed {key['seed']}: {share}", flush=True)
 
     def compare(self, network: str) -> None:
-        """Both attacks over the seeds that both have."""
-        rows = [row for row in self.found["rows"] if (row["part"], row["network"]) == ("main", network)]
-        ours, theirs = ({row["seed"]: row for row in rows if row["name"] == name} for name in (OURS, THEIRS))
-        common = sorted(ours.keys() & theirs.keys())
-        if common:
-            pairs = [ours[seed] for seed in common], [theirs[seed] for seed in common]
-            sizes = {"seeds": len(common), "samples": pairs[0][0]["samples"], "bound": pairs[0][0]["bound"]}
-            self.found["compared"][network] = compared(*pairs) | sizes
-            self.save()
+        """Each of our attacks with theirs, over the seeds that both have."""
+        rows = [row for row in self.found["rows"] if row["network"] == network]
+        theirs = {row["seed"]: row for row in rows if (row["part"], row["name"]) == ("main", THEIRS)}
+        for part, name, judge in (("main", "compared", compared), ("surrogate", "surrogates", first_queries)):
+            ours = {row["seed"]: row for row in rows if (row["part"], row["name"]) == (part, OURS)}
+            common = sorted(ours.keys() & theirs.keys())
+            if common:
+                pairs = [ours[seed] for seed in common], [theirs[seed] for seed in common]
+                sizes = {"seeds": len(common), "samples": pairs[0][0]["samples"], "bound": pairs[0][0]["bound"]}
+                if part == "surrogate":
+                    sizes["surrogate"] = SURROGATES[network][0]
+                self.found.setdefault(name, {})[network] = judge(*pairs) | sizes
+                self.save()
 
 
 def named(*on: Any, name: str, **setting: Any) -> poise.AttackResult:
@@ -191,7 +225,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("query_efficiency.json"))
     parser.add_argument("--networks", default=";".join(NETWORKS), help="separated by semicolons")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default="main,ablation")
+    parser.add_argument("--parts", default="main,ablation,surrogate")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -202,6 +236,11 @@ def main() -> None:
                 for name in (THEIRS, OURS):
                     key = {"part": "main", "network": network, "name": name, "seed": seed}
                     record.job(key, named, name=name, budget=BUDGET, seed=seed)
+        if "surrogate" in options.parts:
+            surrogate = poise.models.load(SURROGATES[network][1].format(SHARED))
+            for seed in map(int, options.seeds.split(",")):
+                key = {"part": "surrogate", "network": network, "name": OURS, "seed": seed}
+                record.job(key, named, name=OURS, budget=SURROGATE_BUDGET, seed=seed, surrogate=surrogate)
         if "ablation" in options.parts and network in ABLATED:
             for name, search in ABLATIONS.items():
                 record.job({"part": "ablation", "network": network, "name": name, "seed": 0}, composed, search=search)

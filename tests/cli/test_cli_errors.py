@@ -192,6 +192,29 @@ OPTIONS: dict[str, tuple[Case, str]] = {
                    "--recipes", "art-autoattack"],
         "recipes: art-autoattack needs at least 3 classes, the model has 2",
     ),
+    "surrogate that nobody uses": (
+        lambda p: ["--surrogate", "builtin:digits", "--recipes", "sa-mma"],
+        r"surrogate: needs a recipe that can use one \(learned-squares, .*got sa-mma",
+    ),
+    "surrogate of other classes": (
+        lambda p: ["--surrogate", "builtin:digits", "--recipes", "learned-squares"],
+        "surrogate: must know the 4 classes of the model, got 10",
+    ),
+    "surrogate of other images": (
+        lambda p: ["--surrogate", p.toy("needs_large")[1], "--recipes", "learned-squares"],
+        "surrogate: must accept images of shape 1×6×6",
+    ),
+    "precision unknown": (
+        lambda p: ["--precision", "fp16"], "precision: must be one of float32, bfloat16, .*got 'fp16'"
+    ),
+    "precision of what is no module": (
+        lambda p: ["--journal", "--recipes", "sa-mma", "--precision", "bfloat16"],
+        "precision: needs a PyTorch module, the model is journaled",
+    ),
+    "precision under a view": (
+        lambda p: ["--view", "top:2", "--recipes", "sa-mma", "--precision", "bfloat16"],
+        "precision: needs a PyTorch module, the model is seen by a view",
+    ),
     "no recipe": (lambda p: ["--recipes", ","], "recipes: must be at least one name"),
     "recipe twice": (lambda p: ["--recipes", "pgd,pgd"], "each once, got pgd, pgd"),
     "unknown defence": (lambda p: ["--defenses", "csx"], r"defense: .*got 'csx' \(did you mean cs\?"),

@@ -12,6 +12,7 @@ from audit_cases import Killed, assert_same_run, audit, killed_at, model, small_
 
 from poise.errors import RunError
 from poise.experiments import files
+from poise.experiments.run_folder import RunFolder
 
 WRITES = 26
 """Files of the small run: spec, three chunks with 4 undefended and 3 defended files each, 2 of the gallery, summary."""
@@ -163,6 +164,22 @@ def test_other_held_out_data_are_refused(tmp_path: Path) -> None:
     audit_cases.write_data(tmp_path / "fit.npz", 50, seed=9)
     with pytest.raises(RunError, match="begun with other fit_data"):
         audit(made, tmp_path / "run", resume=True)
+
+
+def test_another_surrogate_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(Path(audit_cases.TOYS).read_text())
+    made = spec(surrogate=f"py:{code}:linear?num_classes=4", recipes=("learned-squares", "sa-mma"), defences=("none",))
+    first = audit(made, tmp_path / "run")
+    assert first["spec"]["surrogate"] == made.surrogate
+    code.write_text(code.read_text().replace("manual_seed(7)", "manual_seed(8)"))
+    with pytest.raises(RunError, match="begun with other surrogate"):
+        audit(made, tmp_path / "run", resume=True)
+    other = audit(spec(recipes=made.recipes, defences=("none",)), tmp_path / "without")
+    for recipe, same in (("learned-squares", False), ("sa-mma", True)):  # it reaches those that can use it alone
+        rows = [RunFolder(tmp_path / name).rows(recipe, "none", "aware") for name in ("run", "without")]
+        assert (rows[0]["confidence_after"].to_list() == rows[1]["confidence_after"].to_list()) is same, recipe
+        assert other["spec"]["surrogate"] is None
 
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:

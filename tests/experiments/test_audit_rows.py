@@ -19,6 +19,7 @@ from poise.experiments import run_audit
 from poise.experiments.audit import checkpoints
 from poise.experiments.audit_spec import AuditSpec, read_spec
 from poise.experiments.run_folder import RunFolder
+from poise.targets import Mixed
 from poise.types import OutputKind, Outputs
 
 
@@ -211,3 +212,27 @@ def test_one_image_is_enough(tmp_path: Path) -> None:
 
 def test_logits_are_the_kind_of_the_toy_models() -> None:
     assert models.load(_spec(rich_run()).model).kind is OutputKind.LOGITS
+
+
+def test_searches_in_half_precision_leave_figures_of_the_model_itself(tmp_path: Path, monkeypatch) -> None:
+    """Every figure is recomputed from the stored images in full precision."""
+    asked, query = [], Mixed.query
+    monkeypatch.setattr(Mixed, "query", lambda self, x, ids: asked.append(len(x)) or query(self, x, ids))
+    recipes = ("sa-mma", "pgd-mma")
+    half, full = (spec(precision=one, recipes=recipes, samples=16) for one in ("bfloat16", "float32"))
+    audit(half, tmp_path / "half")
+    queries = sum(
+        RunFolder(tmp_path / "half").rows("sa-mma", name, "aware")["queries"].sum() for name in ("none", "cs")
+    )
+    assert (count := sum(asked)) >= queries
+    audit(full, tmp_path / "full")
+    assert sum(asked) == count
+    target = models.load(half.model)
+    for recipe in recipes:
+        rows, exact = (RunFolder(tmp_path / name).rows(recipe, "none", "aware") for name in ("half", "full"))
+        stored = RunFolder(tmp_path / "half").images(recipe, "none", 0)
+        assert stored["ids"].tolist() == rows["id"].to_list()
+        answers = target.query(stored["images"], stored["ids"])
+        assert answers.labels.tolist() == rows["prediction_after"].to_list()
+        np.testing.assert_allclose(answers.confidence, rows["confidence_after"], rtol=1e-6)
+        assert rows["confidence_before"].to_list() == exact["confidence_before"].to_list()

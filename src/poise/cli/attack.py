@@ -24,11 +24,13 @@ from poise.cli.options import (
     Model,
     Norm,
     Out,
+    Precision,
     Quiet,
     Resume,
     Samples,
     Seed,
     Steps,
+    Surrogate,
     View,
     free_folder,
     number,
@@ -57,6 +59,7 @@ def attack(
     norm: Norm = None,
     budget: Budget = None,
     steps: Steps = None,
+    surrogate: Surrogate = None,
     samples: Samples = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write every iteration of the first 16 images to this .parquet file.")
@@ -70,6 +73,7 @@ def attack(
     seed: Seed = None,
     device: Device = None,
     batch_size: AnyBatchSize = None,
+    precision: Precision = None,
     out: Out = None,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -78,6 +82,7 @@ def attack(
     given: dict[str, Any] = {
         "model": model, "data": data, "recipes": (recipe,), "defences": ("none",), "eps": number("eps", eps),
         "norm": norm, "budget": budget, "steps": steps, "samples": samples, "seed": seed, "device": device,
+        "surrogate": surrogate, "precision": precision,
         "batch_size": size("batch-size", batch_size), "trace": None if trace is None else _traced(trace, recipe),
         "view": view, "eight_bit": eight_bit or None, "journal": journal or None, "max_queries": max_queries,
         "cost_per_query": cost_per_query, "max_cost": max_cost,

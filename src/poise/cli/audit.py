@@ -26,11 +26,13 @@ from poise.cli.options import (
     Model,
     Norm,
     Out,
+    Precision,
     Quiet,
     Resume,
     Samples,
     Seed,
     Steps,
+    Surrogate,
     View,
     free_folder,
     names,
@@ -78,6 +80,7 @@ def audit(
     norm: Norm = None,
     budget: Budget = None,
     steps: Steps = None,
+    surrogate: Surrogate = None,
     samples: Samples = None,
     threshold: Annotated[
         float | None, typer.Option(help="Confidences above it are accepted automatically.  [default: 0.9]")
@@ -106,6 +109,7 @@ def audit(
     seed: Seed = None,
     device: Device = None,
     batch_size: AnyBatchSize = None,
+    precision: Precision = None,
     bootstrap: Annotated[int | None, typer.Option(help="Resamples behind the 95 % intervals.  [default: 1000]")] = None,
     out: Out = None,
     resume: Resume = False,
@@ -123,6 +127,7 @@ def audit(
     given: dict[str, Any] = {
         "model": model, "data": data, "fit_data": fit_data, "recipes": names(recipes), "defences": names(defenses),
         "eps": number("eps", eps), "norm": norm, "budget": budget, "steps": steps, "samples": samples,
+        "surrogate": surrogate, "precision": precision,
         "threshold": threshold, "seed": seed, "device": device, "bootstrap": bootstrap,
         "batch_size": size("batch-size", batch_size),
         "costs": _costs(cost_wrong, cost_deferred, costs), "trace": trace or None,

@@ -22,6 +22,13 @@ DIGITS = "builtin:digits"
 
 Model = Annotated[str | None, typer.Option(help="Where the model comes from.  [default: builtin:digits]")]
 Data = Annotated[str | None, typer.Option(help="Where the images come from.  [default: builtin:digits]")]
+Surrogate = Annotated[
+    str | None, typer.Option(help="The attacker's own model, for black-box attacks that can use one.  [default: none]")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Compute searches in bfloat16 or float16, results in the model's own.  [default: float32]"),
+]
 Eps = Annotated[str | None, typer.Option(help="Radius in pixel units, 0.05 or 8/255.  [default: 8/255; digits 0.2]")]
 Norm = Annotated[str | None, typer.Option(help="linf or l2.  [default: linf]")]
 Budget = Annotated[int | None, typer.Option(help="Most queries per image.  [default: 1000]")]

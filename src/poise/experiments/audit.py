@@ -24,9 +24,11 @@ from poise.experiments.served import defended_logits
 from poise.experiments.summary import summarise
 from poise.experiments.till import Till, estimate
 from poise.experiments.trust.by_temperature import store_illusion
-from poise.recipebook import run_recipe
+from poise.recipebook import PEERS, run_recipe
+from poise.recipebook import recipe as recipe_named
 from poise.searches.driver import Progress
-from poise.targets import Target
+from poise.targets import ModuleTarget, Target
+from poise.targets.mixed import PRECISIONS, Mixed
 from poise.types import AttackResult, OutputKind, Outputs
 
 
@@ -163,8 +165,10 @@ def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], par
     images, labels, ids = next(iter(part.batches(len(part))))
     target = prepared.targets[defence]
     result = run_recipe(
-        recipe, target, images, labels, ids=ids, eps=spec.eps, norm=spec.norm, steps=spec.steps, budget=spec.budget,
+        recipe, _asked(target, recipe, spec.precision), images, labels,
+        ids=ids, eps=spec.eps, norm=spec.norm, steps=spec.steps, budget=spec.budget,
         seed=spec.seed, watch=watch, eight_bit=spec.eight_bit,
+        surrogate=prepared.loaded.surrogate if recipe_named(recipe).surrogate else None,
     )  # fmt: skip
     similar = similarity(images, result.images)
     curve = result.curve.join(result.table.select("id", "label"), on="id")
@@ -178,6 +182,14 @@ def _chunk(prepared: Prepared, folder: RunFolder, key: tuple[str, str, int], par
             shown, kind = _shown_to(prepared, name, images, result)
             folder.write_rows(recipe, name, "unaware", number, with_scores(shown, labels, kind, similar))
     folder.write_rows(recipe, defence, "aware", number, with_scores(result, labels, target.kind, similar))
+
+
+def _asked(target: Target, recipe: str, precision: str) -> Target:
+    """The target in the precision that a search asks it in; other libraries ask it as it is."""
+    dtype = PRECISIONS[precision]
+    if dtype is None or recipe in PEERS or not isinstance(target, ModuleTarget):
+        return target
+    return Mixed(target, dtype)
 
 
 def _shown_to(prepared: Prepared, name: str, images: Tensor, result: AttackResult) -> tuple[AttackResult, OutputKind]:

@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from poise import defenses
-from poise.errors import InputError, RunError
+from poise.errors import InputError, RunError, printable
 from poise.experiments.costs import Costs
-from poise.recipebook import RECIPES, ball, check_eight_bit, check_norm, recipe
+from poise.recipebook import RECIPES, ball, check_eight_bit, check_norm, check_surrogate, recipe
 from poise.spec import read_toml, refusal, take_recorded, to_toml
+from poise.targets.mixed import PRECISIONS
 from poise.targets.purse import check_limits
 from poise.types import Access
 
@@ -41,11 +42,14 @@ class AuditSpec(BaseModel):
     Args:
         model, data: where they come from (`poise.models`, `poise.data`).
         fit_data: held-out data for defences that learn; None takes images of `data` that are not attacked.
+        surrogate: a model of the attacker's own, for the black-box recipes that can use one.
         recipes, defences: names.
         eps, norm: the ball, in pixel units.
         budget: most queries per sample. steps: gradient steps instead of the papers' numbers.
         samples: how many images, from the first; None for all.
         threshold: confidences above it are accepted automatically.
+        precision: what a PyTorch model computes in while an attack searches (`poise.targets.PRECISIONS`); results are
+            settled in the model's own. Attacks of other libraries always run in that.
         seed, device, batch_size: of the run. bootstrap: resamples behind the intervals.
         costs: what one case costs, for the report.
         trace: keep margin, confidence and step of every iteration for the first images, for the report.
@@ -65,6 +69,7 @@ class AuditSpec(BaseModel):
     model: str = DIGITS
     data: str = DIGITS
     fit_data: str | None = None
+    surrogate: str | None = None
     recipes: tuple[str, ...] = DEFAULT_RECIPES
     defences: tuple[str, ...] = DEFAULT_DEFENCES
     eps: float
@@ -76,6 +81,7 @@ class AuditSpec(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = "cpu"
     batch_size: int = Field(default=256, ge=1)
+    precision: str = "float32"
     bootstrap: int = Field(default=1000, ge=1)
     costs: Costs | None = None
     trace: bool = False
@@ -87,7 +93,7 @@ class AuditSpec(BaseModel):
     cost_per_query: float | None = None
     max_cost: float | None = None
 
-    @field_validator("model", "data", "fit_data", "device", "view")
+    @field_validator("model", "data", "fit_data", "surrogate", "device", "view")
     @classmethod
     def _is_text(cls, value: str | None) -> str | None:
         if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
@@ -108,6 +114,13 @@ class AuditSpec(BaseModel):
             defenses.make_any(name)
         return _distinct("defences", ("none", *(name for name in names if name != "none")))
 
+    @field_validator("precision")
+    @classmethod
+    def _known_precision(cls, name: str) -> str:
+        if name not in PRECISIONS:
+            raise InputError(f"precision: must be one of {', '.join(PRECISIONS)}, got '{printable(name)}'")
+        return name
+
     @field_validator("norm")
     @classmethod
     def _known_norm(cls, name: str) -> str:
@@ -117,6 +130,8 @@ class AuditSpec(BaseModel):
         """Refuses what cannot be meant together, before anything is loaded."""
         ball(self.norm, self.eps)
         check_limits(self.max_queries, self.cost_per_query, self.max_cost)
+        if self.surrogate is not None:
+            check_surrogate(self.recipes)
         if self.eight_bit:
             for name in self.recipes:
                 check_eight_bit(name)

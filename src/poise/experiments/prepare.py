@@ -12,7 +12,7 @@ import torch
 from poise import data, defenses, metrics, models
 from poise.data import Dataset
 from poise.defenses import MultiDomainTemperature, PostHoc
-from poise.errors import AccessError, InputError, MissingExtraError
+from poise.errors import AccessError, InputError, MissingExtraError, PoiseError
 from poise.experiments.audit_spec import LIMITS, AuditSpec
 from poise.experiments.domains import by_features
 from poise.experiments.explain_cams import check_installed
@@ -21,6 +21,7 @@ from poise.experiments.till import PROBED, Till
 from poise.recipebook import PEERS, Recipe
 from poise.recipebook import recipe as recipe_named
 from poise.recipebook.peers import PeerRecipe
+from poise.searches.transfers import check_surrogate
 from poise.targets import DifferentiableTarget, ModuleTarget, Target
 from poise.targets.views import view
 from poise.types import Access
@@ -42,6 +43,7 @@ class Loaded:
         attacked: the images under attack.
         available: how many images the data holds.
         held_out: what the defences are fitted on; None where none of them learns.
+        surrogate: the attacker's own model.
         recorded: fingerprints of all that is not in the spec and changes the tables.
     """
 
@@ -52,6 +54,7 @@ class Loaded:
     available: int
     held_out: Dataset | None
     recorded: dict[str, str]
+    surrogate: ModuleTarget | None
 
     @property
     def fit_samples(self) -> int:
@@ -131,11 +134,33 @@ def load(spec: AuditSpec, note: Callable[[str], None]) -> Loaded:
         recorded["weights"] = file
     if (code := models.code_fingerprint(spec.model)) is not None:
         recorded["code"] = code
-    loaded = Loaded(spec, model, learned, attacked, len(whole), held_out, recorded)
+    if spec.precision != "float32" and (spec.journal or spec.view or not isinstance(model, ModuleTarget)):
+        given = "journaled" if spec.journal else "seen by a view" if spec.view else f"a {type(model).__name__}"
+        raise InputError(f"precision: needs a PyTorch module, the model is {given}")
+    surrogate = None if spec.surrogate is None else _surrogate(spec, spec.surrogate, model, attacked, note)
+    if surrogate is not None:
+        recorded["surrogate"] = models.fingerprint(surrogate)
+    loaded = Loaded(spec, model, learned, attacked, len(whole), held_out, recorded, surrogate)
     _check_access(loaded, _seen(spec, model, learned)["none"])
     if spec.explain and isinstance(model, ModuleTarget) and not loaded.paid:
         check_installed()
     return loaded
+
+
+def _surrogate(
+    spec: AuditSpec, address: str, model: Target, attacked: Dataset, note: Callable[[str], None]
+) -> ModuleTarget:
+    """The attacker's own model, asked once."""
+    found = models.load(address, device=spec.device, batch_size=spec.batch_size, on_note=note)
+    if not isinstance(found, ModuleTarget):
+        raise InputError(f"surrogate: must be a PyTorch model, got a {type(found).__name__}")
+    check_surrogate(found, model.num_classes, model.bounds)
+    images, _, ids = next(iter(attacked[:PROBED].batches(PROBED)))
+    try:
+        ask(found, images, ids, attacked)
+    except PoiseError as error:
+        raise InputError(f"surrogate: {str(error).removeprefix('model: ')}") from None
+    return found
 
 
 def prepare(loaded: Loaded, till: Till | None) -> Prepared:

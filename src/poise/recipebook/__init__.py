@@ -12,7 +12,7 @@ from poise.constraints.eight_bit import EightBit
 from poise.errors import InputError, one_of
 from poise.recipebook import calibration, classic, peers, queries, standard
 from poise.recipebook.base import NORMS, Recipe, Setting, ball, check_norm
-from poise.targets.base import Target
+from poise.targets.base import DifferentiableTarget, Target
 from poise.types import AttackResult
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ball",
     "check_eight_bit",
     "check_norm",
+    "check_surrogate",
     "recipe",
     "recipes",
     "run_recipe",
@@ -74,6 +75,7 @@ def run_recipe(
     ids: Tensor | None = None,
     watch: Watch = NOTHING,
     eight_bit: bool = False,
+    surrogate: DifferentiableTarget | None = None,
 ) -> AttackResult:
     """Runs the recipe `name` on images (n, C, H, W) with labels (n,).
 
@@ -83,9 +85,11 @@ def run_recipe(
         steps: gradient steps instead of the paper's number; black-box recipes use the whole budget.
         budget, seed, ids, watch: as in `poise.attack`.
         eight_bit: attacked images hold 8-bit values (`poise.constraints.EightBit`).
+        surrogate: a network of the attacker's own, which black-box recipes may ask and differentiate at no cost.
 
     Raises:
-        InputError: as `poise.attack`, or 8-bit values are asked of another library's attack.
+        InputError: as `poise.attack`, 8-bit values are asked of another library's attack, or the recipe has no use for
+            a surrogate.
 
     >>> import torch, poise
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
@@ -95,13 +99,15 @@ def run_recipe(
     True
     """
     found, constraint = recipe(name), ball(norm, eps)
+    if surrogate is not None:
+        check_surrogate((name,))
     if eight_bit:
         check_eight_bit(name)
         box = Box(*target.bounds)
         constraint = EightBit(constraint, box=box)
         if found.constraint is not None:
             found = replace(found, constraint=EightBit(found.constraint, box=box))
-    setting = Setting(constraint, budget, steps)
+    setting = Setting(constraint, budget, steps, surrogate)
     return found.run(target, images, labels, setting, ids=ids, seed=seed, watch=watch)
 
 
@@ -113,3 +119,14 @@ def check_eight_bit(name: str) -> None:
     """
     if name in PEERS:
         raise InputError(f"eight-bit: an attack of another library cannot be kept to 8-bit values, got {name}")
+
+
+def check_surrogate(names: tuple[str, ...]) -> None:
+    """Refuses a surrogate where no recipe of these names can use one.
+
+    Raises:
+        InputError: names those that can.
+    """
+    if not any(recipe(name).surrogate for name in names):
+        able = ", ".join(name for name, found in RECIPES.items() if found.surrogate)
+        raise InputError(f"surrogate: needs a recipe that can use one ({able}), got {', '.join(names)}")

@@ -13,7 +13,7 @@ from poise.errors import InputError
 from poise.objectives import KeepLabel, Objective
 from poise.searches import Search
 from poise.searches.base import shares
-from poise.targets.base import Target
+from poise.targets.base import DifferentiableTarget, Target
 from poise.types import Access, AttackResult
 
 NORMS: dict[str, Callable[[float], Constraint]] = {"linf": Linf, "l2": L2}
@@ -44,11 +44,13 @@ class Setting:
         constraint: the ball.
         budget: most queries per sample.
         steps: gradient steps; None is the paper's number.
+        surrogate: a network of the attacker's own, for recipes that can use one.
     """
 
     constraint: Constraint
     budget: int = 1000
     steps: int | None = None
+    surrogate: DifferentiableTarget | None = None
 
     def step(self, published: float, at_eps: float) -> float:
         """The paper's step as a share of the paper's eps, so that it keeps its meaning at any eps and norm."""
@@ -66,6 +68,7 @@ class Recipe:
         objective: what is minimised.
         search: makes the search for a setting.
         constraint: where points may lie, for attacks that know no radius; None is the ball of the setting.
+        surrogate: its search can use the surrogate of a setting.
 
     >>> import poise
     >>> poise.recipe("sa-mma").paper
@@ -78,6 +81,7 @@ class Recipe:
     objective: Objective
     search: Callable[[Setting], Search]
     constraint: Constraint | None = None
+    surrogate: bool = False
 
     @property
     def keeps_label(self) -> bool:

@@ -5,8 +5,6 @@ Nothing but norm, radius and goal is to be chosen. How the members were chosen, 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from poise.objectives import MMA, OCA, KeepLabel, MinConfidence, Objective, RandomConfidence
 from poise.objectives.lowest import GAP, GOAL
 from poise.recipebook.base import Recipe, Setting
@@ -56,11 +54,13 @@ def standard(setting: Setting) -> Search:
     members: list[Stage | Search] = [ConfidencePGD(steps=steps - last)]
     if last:
         members.append(ConfidencePGD(steps=last, start="best", scale=0.05))
+    spread: Search = Square(p=0.2, start="best", horizon=HORIZON, strict=False)
     if setting.steps is None and setting.budget - 1 - steps >= 2 * AGAIN:  # the random search keeps half of the rest
         members.append(Stage(ConfidencePGD(steps=STEPS // 2, start="random"), above=UNFINISHED, repeats=RESTARTS))
         members += [Stage(one, above=UNFINISHED) for one in _known(setting)]
         steps += AGAIN
-    black = _random_search("best", above=UNFINISHED, queries=setting.budget - 1 - steps)
+        spread = LearnedSquares(square=Square(p=0.1, start="best", horizon=HORIZON, strict=False))
+    black = _random_search(spread, above=UNFINISHED, queries=setting.budget - 1 - steps)
     return Cascade((*members, *black))
 
 
@@ -71,13 +71,12 @@ def _known(setting: Setting) -> tuple[Search, ...]:
 
 
 def light(setting: Setting) -> Search:
-    """Scores alone: random search on the same losses, free to cross the boundary."""
-    return Cascade(_random_search("clean", above=0.0, queries=setting.budget - 1))
+    """Scores alone: random search on the same losses, free to cross the boundary, with a learned response."""
+    return Cascade(_random_search(LearnedSquares(surrogate=setting.surrogate), above=0.0, queries=setting.budget - 1))
 
 
-def _random_search(start: Literal["clean", "best"], above: float, queries: int) -> tuple[Stage, Stage]:
+def _random_search(spread: Search, above: float, queries: int) -> tuple[Stage, Stage]:
     """First all classes at once; then, from the best point, the highest class."""
-    spread = Square(p=0.2, start=start, horizon=HORIZON, strict=False)
     peak = Square(p=0.1, start="best", horizon=HORIZON, strict=False, aim=4.0)
     return Stage(spread, above=above, queries=max(queries * 6 // 10, 1)), Stage(peak, above=above)
 
@@ -97,7 +96,8 @@ RECIPES = (
         "maximum miscalibration, black box with few queries (random squares, a learned response of all logits)",
         PAPER,
         KeepLabel(GOALS[""][1]),
-        lambda setting: LearnedSquares(),
+        lambda setting: LearnedSquares(surrogate=setting.surrogate),
+        surrogate=True,
     ),
     *(
         Recipe(
@@ -106,7 +106,14 @@ RECIPES = (
         for name, (goal, objective) in GOALS.items()
     ),
     *(
-        Recipe(f"standard-light{name}", f"{goal}, the strongest of black box", PAPER, KeepLabel(objective), light)
+        Recipe(
+            f"standard-light{name}",
+            f"{goal}, the strongest of black box",
+            PAPER,
+            KeepLabel(objective),
+            light,
+            surrogate=True,
+        )
         for name, (goal, objective) in GOALS.items()
     ),
 )

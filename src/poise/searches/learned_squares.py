@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import ClassVar
 
@@ -14,10 +15,12 @@ from poise.errors import InputError
 from poise.searches.base import Ask, Judge, Problem, Steps, running
 from poise.searches.responses import Responses, Slopes, Tiles, mixed, patterns
 from poise.searches.square import Square, fraction
+from poise.searches.transfers import Transfer, check_surrogate, transfer
+from poise.targets.base import DifferentiableTarget
 from poise.types import Access, OutputKind, Outputs
 
-WALK = 15
-"""Steps on the learned model inside one proposal; they ask nothing."""
+WALK, TWIN_WALK = 15, 6
+"""Steps on the learned model inside one proposal, and on a surrogate, where each costs two passes; they ask nothing."""
 
 LONGER, SHORTER, SHORTEST = 1.5, 0.75, 0.02
 """The reach of such a proposal after a success, after a failure, and at least."""
@@ -43,6 +46,11 @@ class LearnedSquares:
     Every query teaches the model, whoever proposed it and whether it was kept. Without score vectors in the replies, or
     with a goal whose loss has no slope, steps 1 and 2 alone remain.
 
+    With a `surrogate`, a network of the attacker's own for the same classes, there are no patterns, and the model is
+    the surrogate: how far the victim's logits follow those of the surrogate is learned per sample (`Transfer`), what
+    is left over is learned as above, and the walk goes along the surrogate's gradients. The first `warm_up` proposals
+    are all its own. The surrogate is never right or wrong: a poor one is found out, and the squares take over.
+
     Args:
         square: p, horizon, strict, start and aim of the random search. `start` is "clean" or "best"; from "best" there
             are no patterns.
@@ -50,7 +58,9 @@ class LearnedSquares:
         starts: random patterns at first.
         side: tiles per row and column of the model.
         noise: variance of what the model cannot explain, as a share of the mean squared change.
-        warm_up: queries without the model.
+        warm_up: queries without the model; with a surrogate, queries of the model alone.
+        surrogate: a target with gradients and the victim's classes and bounds, which answers the same point always
+            alike; asking it costs no query, but two passes through it per step of a walk.
 
     >>> import torch, poise
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
@@ -69,6 +79,7 @@ class LearnedSquares:
     side: int = 8
     noise: float = 0.05
     warm_up: int = 6
+    surrogate: DifferentiableTarget | None = None
 
     def __post_init__(self) -> None:
         if self.square.start == "stripes":
@@ -83,28 +94,30 @@ class LearnedSquares:
 
     def run(self, problem: Problem) -> Steps:
         how, clean, rng = self.square, problem.clean, problem.rng
+        if self.surrogate is not None:
+            check_surrogate(self.surrogate, problem.classes, (problem.box.low, problem.box.high))
         windows = how.squares(problem)
         reply = yield Ask(clean, problem.everyone)
         ids = reply.active.nonzero()[:, 0]
         x, loss, answers = clean[ids], reply.loss[ids], reply.outputs
-        starts = self.starts if how.start == "clean" else 0
+        starts = self.starts if how.start == "clean" and self.surrogate is None else 0
         if (how.start == "best" or how.aim is not None) and len(ids):
-            known = loss if how.aim is None else torch.full_like(loss, torch.inf)  # the clean answer has another scale
+            before = loss if how.aim is None else torch.full_like(loss, torch.inf)  # the clean answer has another scale
             if how.start == "best":
                 x = problem.best[ids].clone()
             reply = yield Ask(x, ids, aim=self._aim(ids))
-            loss = torch.where(reply.loss.isfinite(), reply.loss, known)
+            loss = torch.where(reply.loss.isfinite(), reply.loss, before)
             answers, kept = None if answers is None else reply.outputs, reply.active[ids]
             z = None if answers is None else answers.logits.to(clean.dtype)[kept]
             ids, x, loss = ids[kept], x[kept], loss[kept]
         else:
             z = None if answers is None else answers.logits.to(clean.dtype)[ids]
-        tiles = Tiles(clean, self.side, problem.constraint.eps)
-        model = None if z is None or problem.judge is None else Responses(tiles, len(ids), z.shape[1], self.noise)
-        z = loss.new_zeros(len(ids), 1) if model is None or z is None else z
+        known = None if z is None or problem.judge is None else self._begin(problem, x, ids, z.shape[1])
+        own = known is not None and known.twin is not None
+        z = loss.new_zeros(len(ids), 1) if known is None or z is None else z
         horizon = max(problem.budget - 1, 1) if how.horizon is None else how.horizon
         reach = clean.new_full((len(ids),), 0.5)
-        gain, use = loss.new_zeros(len(ids), 2), loss.new_zeros(len(ids), 2)  # columns: squares, model
+        turns = Turns(loss.new_zeros(len(ids), 2), loss.new_zeros(len(ids), 2))
         for i in count():
             if not len(ids):
                 return
@@ -112,54 +125,130 @@ class LearnedSquares:
             for window in range(self.squares):
                 candidate = windows.propose(candidate, ids, fraction(how.p or windows.p, i, horizon), i * 64 + window)
             if i < starts:
-                pattern = patterns(i, rng.signs("start", i, ids, (clean.shape[1], 16, 16)), (tiles.height, tiles.width))
+                bits = rng.signs("start", i, ids, (clean.shape[1], 16, 16))
+                pattern = patterns(i, bits, (clean.shape[2], clean.shape[3]))
                 full = clean[ids] + problem.constraint.eps * problem.constraint.steepest(pattern.to(clean.dtype))
                 full = problem.constraint.project(full, clean[ids], problem.box)
                 candidate = mixed(problem.over[ids], candidate, full)
-            if i == self.warm_up and model is not None:
-                rate = gain[:, 0] / use[:, 0].clamp_min(1)
-                gain, use = torch.stack([rate, TRUST * rate], dim=1), torch.ones_like(use)
-            if i >= self.warm_up and model is not None:
-                squared = (gain / use).square()
-                likely = (squared[:, 1] / squared.sum(dim=1).clamp_min(1e-30)).clamp(LEAST, 1 - LEAST)
-                by_model = rng.uniform("kind", i, ids) < likely
+            if known is not None and (own or i >= self.warm_up):
+                if i == self.warm_up:
+                    turns.share(tried=int(own))
+                by_model = rng.uniform("kind", i, ids) < turns.likely() if i >= self.warm_up else ~by_model
                 rows = by_model.nonzero()[:, 0]
-                walked = self._walk(problem, model.of(rows), x[rows], z[rows], ids[rows], reach[rows], i)
+                walked = known.of(rows).walk(problem, x[rows], z[rows], ids[rows], reach[rows], i, self.square.aim)
                 candidate = candidate.index_copy(0, rows, walked)
             reply = yield Ask(candidate, ids, aim=self._aim(ids))
             better = (reply.loss < loss) & (reply.accept if how.strict else True)
-            if model is not None and reply.outputs is not None:
+            if known is not None and reply.outputs is not None:
                 answer = reply.outputs.logits.to(clean.dtype)
-                model.learn(candidate - x, answer - z, reply.loss.isfinite())
+                known.learn(candidate, x, ids, answer - z, reply.loss.isfinite(), better)
                 z = torch.where(better[:, None], answer, z)
-            won = torch.where(better & loss.isfinite(), loss - reply.loss, 0)
-            kind = torch.stack([~by_model, by_model], dim=1)
-            gain, use = torch.where(kind, gain * MEMORY + won[:, None], gain), torch.where(kind, use * MEMORY + 1, use)
+            turns.count(by_model, torch.where(better & loss.isfinite(), loss - reply.loss, 0))
             factor = torch.where(better, LONGER, SHORTER).to(reach.dtype)
             reach = torch.where(by_model, (reach * factor).clamp(SHORTEST, 1), reach)
             x, loss = mixed(better, candidate, x), torch.where(better, reply.loss, loss)
             if not bool(reply.active[ids].all()):
-                if model is not None:
-                    model.keep(reply.active[ids])
-                ids, x, loss, z, reach, gain, use = running(reply.active, ids, x, loss, z, reach, gain, use)
+                if known is not None:
+                    known.keep(reply.active[ids])
+                turns = turns.of(reply.active[ids])
+                ids, x, loss, z, reach = running(reply.active, ids, x, loss, z, reach)
 
-    def _walk(
-        self, problem: Problem, model: Slopes, x: Tensor, z: Tensor, ids: Tensor, reach: Tensor, step: int
-    ) -> Tensor:
-        """(m, C, H, W) where the model sees the goal's loss lowest within reach of x, and a random pattern on top."""
-        assert problem.judge is not None
-        ball, clean, tiles = problem.constraint, problem.clean[ids], model.tiles
-        length = per_row(2 * ball.eps * reach, x)
-        nearest, aim = x, self._aim(ids)
-        for number in range(WALK):
-            weights = slope(problem.judge, z + model.rise(nearest - x), ids, aim)
-            part = length * ((1 - number / WALK) * 3 / WALK)
-            nearest = ball.project(nearest - part * ball.steepest(model.pull(weights)), clean, problem.box)
-        signs = problem.rng.signs("jitter", step, ids, (tiles.number,)).to(x.dtype).mul(2).sub(1)
-        return ball.project(nearest + 0.1 * length * ball.steepest(tiles.image(signs)), clean, problem.box)
+    def _begin(self, problem: Problem, x: Tensor, ids: Tensor, classes: int) -> Known:
+        """What is known of the samples ids, which are at x, before the first query."""
+        tiles = Tiles(problem.clean, self.side, problem.constraint.eps)
+        twin = None if self.surrogate is None else transfer(self.surrogate, x, ids)
+        return Known(Responses(tiles, len(ids), classes, self.noise), twin)
 
     def _aim(self, ids: Tensor) -> Tensor | None:
         return None if self.square.aim is None else torch.full(ids.shape, self.square.aim, device=ids.device)
+
+
+@dataclass
+class Expected:
+    """How the victim's logits are expected to move: by a learned response, or by a surrogate and what it leaves."""
+
+    model: Slopes
+    twin: Transfer | None
+
+    def walk(
+        self, problem: Problem, x: Tensor, z: Tensor, ids: Tensor, reach: Tensor, step: int, aim: float | None
+    ) -> Tensor:
+        """(m, C, H, W) where the goal's loss is expected lowest within reach of x, and a random pattern on top."""
+        assert problem.judge is not None
+        ball, clean, tiles = problem.constraint, problem.clean[ids], self.model.tiles
+        length = per_row(2 * ball.eps * reach, x)
+        aims = None if aim is None else torch.full(ids.shape, aim, device=ids.device)
+        nearest, steps = x, WALK if self.twin is None else TWIN_WALK
+        for number in range(steps):
+            expected = z + self.model.rise(nearest - x)
+            if self.twin is None:
+                pull = self.model.pull(slope(problem.judge, expected, ids, aims))
+            else:
+                rise, pull = self.twin.slope(nearest, ids, partial(_after, problem.judge, expected, ids, aims))
+                pull = pull + self.model.pull(slope(problem.judge, expected + rise, ids, aims))
+            part = length * ((1 - number / steps) * 3 / steps)
+            nearest = ball.project(nearest - part * ball.steepest(pull), clean, problem.box)
+        signs = problem.rng.signs("jitter", step, ids, (tiles.number,)).to(x.dtype).mul(2).sub(1)
+        return ball.project(nearest + 0.1 * length * ball.steepest(tiles.image(signs)), clean, problem.box)
+
+
+@dataclass
+class Known(Expected):
+    """What is expected, and how sure that is: it learns from every query."""
+
+    model: Responses
+
+    def learn(self, there: Tensor, here: Tensor, ids: Tensor, rise: Tensor, told: Tensor, moved: Tensor) -> None:
+        """On the way from here to there (m, C, H, W) the logits moved by rise (m, K).
+
+        Rows where told (m,) is False teach nothing; those marked in moved (m,) are there from now on.
+        """
+        if self.twin is not None:
+            rise = self.twin.learn(there, ids, rise, told, moved)
+        self.model.learn(there - here, rise, told)
+
+    def of(self, rows: Tensor) -> Expected:
+        """What is expected of these samples."""
+        return Expected(self.model.of(rows), None if self.twin is None else self.twin.of(rows))
+
+    def keep(self, rows: Tensor) -> None:
+        """Forgets all samples but those marked in a mask."""
+        self.model.keep(rows)
+        self.twin = None if self.twin is None else self.twin.of(rows)
+
+
+@dataclass
+class Turns:
+    """Which kind proposes for m samples: the squares (column 0) or the model (column 1).
+
+    Args:
+        gain: (m, 2) loss that each kind has saved of late.
+        use: (m, 2) in how many queries.
+    """
+
+    gain: Tensor
+    use: Tensor
+
+    def share(self, tried: int) -> None:
+        """From now on both kinds propose; the one that was not tried yet is trusted with a part of the other's rate."""
+        rate = self.gain[:, tried] / self.use[:, tried].clamp_min(1)
+        self.gain, self.use = (TRUST * rate)[:, None].repeat(1, 2), torch.ones_like(self.use)
+        self.gain[:, tried] = rate
+
+    def likely(self) -> Tensor:
+        """(m,) how likely the model is to propose."""
+        squared = (self.gain / self.use).square()
+        return (squared[:, 1] / squared.sum(dim=1).clamp_min(1e-30)).clamp(LEAST, 1 - LEAST)
+
+    def count(self, by_model: Tensor, won: Tensor) -> None:
+        """A proposal of the model's (m,) or of the squares' has saved so much loss (m,)."""
+        kind = torch.stack([~by_model, by_model], dim=1)
+        self.gain = torch.where(kind, self.gain * MEMORY + won[:, None], self.gain)
+        self.use = torch.where(kind, self.use * MEMORY + 1, self.use)
+
+    def of(self, rows: Tensor) -> Turns:
+        """Those of these samples."""
+        return Turns(self.gain[rows], self.use[rows])
 
 
 def slope(judge: Judge, logits: Tensor, ids: Tensor, aim: Tensor | None) -> Tensor:
@@ -171,3 +260,8 @@ def slope(judge: Judge, logits: Tensor, ids: Tensor, aim: Tensor | None) -> Tens
             return torch.zeros_like(logits)
         (found,) = torch.autograd.grad(loss.sum(), supposed)
     return found.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _after(judge: Judge, logits: Tensor, ids: Tensor, aim: Tensor | None, rise: Tensor) -> Tensor:
+    """The goal's loss (m,) of logits (m, K) that have risen (m, K)."""
+    return judge(Outputs(logits + rise, OutputKind.LOGITS), ids.clone(), None if aim is None else aim.clone())

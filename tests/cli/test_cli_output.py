@@ -175,7 +175,7 @@ def test_bars_on_a_terminal(tmp_path: Path) -> None:
         bars.note("a note")
         bars.begin("sa-mma", "cs", 0, 2)
         bars.advance(0.5, 1500)
-        bars._progress.refresh()
+        bars._bar.refresh()
         assert "1,500 queries" in screen.getvalue()
         bars.advance(2, 2000)
         bars.end(rows)

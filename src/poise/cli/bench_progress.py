@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 
-from poise.cli.console import say, stop
+from poise.cli.console import Shown
 
 LINE_SECONDS = 10.0
 """Between two lines where there is no terminal."""
 
 
-class Bar:
+class Bar(Shown):
     """A `Listener` of `poise.experiments.bench.run`.
 
     Args:
@@ -22,30 +20,11 @@ class Bar:
     """
 
     def __init__(self, *, silent: bool) -> None:
-        self._console, self._silent = Console(stderr=True), silent
-        self._bar = Progress(
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TextColumn("shards"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=self._console,
-            disable=silent or not self._console.is_terminal,
-        )
+        count, what = (MofNCompleteColumn(), TextColumn("shards")), TextColumn("{task.description}", markup=False)
+        super().__init__((), count, (what,), silent=silent, width=24)
         self._task = self._bar.add_task("", total=None)
         self._done = self._total = 0
         self._said = time.monotonic()
-
-    def __enter__(self) -> Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        stop(self._bar)
 
     def begin(self, total: int, done: int, left_out: dict[str, list[str]]) -> None:
         self._total, self._done = total - sum(map(len, left_out.values())), done
@@ -60,11 +39,7 @@ class Bar:
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._said >= LINE_SECONDS or self._done == self._total):
             self._said = now
-            self._say(f"{self._done}/{self._total} shards; {what}: {seconds:.1f} s")
+            self.note(f"{self._done}/{self._total} shards; {what}: {seconds:.1f} s")
 
     def failed(self, what: str, reason: str) -> None:
-        self._say(f"failed   {what}: {reason}")
-
-    def _say(self, line: str) -> None:
-        if not self._silent:
-            say(self._console, line)
+        self.note(f"failed   {what}: {reason}")

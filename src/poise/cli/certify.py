@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from poise.cli.console import say, stop
+from poise.cli.console import Shown
 from poise.cli.options import (
     AsJson,
     Data,
@@ -146,7 +145,7 @@ def _command(spec: CertifySpec) -> str:
     return shlex.join(words)
 
 
-class Bar:
+class Bar(Shown):
     """A `CertifyListener` that writes to the error stream: a bar for each part on a terminal, a line elsewhere.
 
     Args:
@@ -154,38 +153,16 @@ class Bar:
     """
 
     def __init__(self, *, silent: bool) -> None:
-        self._console, self._silent = Console(stderr=True), silent
-        self._progress = Progress(
-            TextColumn("{task.fields[name]:<8}"),
-            BarColumn(30),
-            TextColumn("{task.completed:>12,.0f}/{task.total:,.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=silent or not self._console.is_terminal,
-        )
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        stop(self._progress)
-
-    def note(self, line: str) -> None:
-        if not self._silent:
-            say(self._console, line)
+        count = TextColumn("{task.completed:>12,.0f}/{task.total:,.0f}")
+        super().__init__((TextColumn("{task.fields[name]:<8}"),), (count,), silent=silent)
 
     def begin(self, what: str, done: int, total: int) -> None:
-        self._task = self._progress.add_task("", total=total, completed=done, name=what)
+        self._task = self._bar.add_task("", total=total, completed=done, name=what)
         if not self._console.is_terminal:
             self.note(f"{what}: {total:,}" + (f", {done:,} of them there" if done else ""))
 
     def advance(self, done: int) -> None:
-        self._progress.update(self._task, completed=done)
+        self._bar.update(self._task, completed=done)
 
 
 def _show(summary: dict[str, Any]) -> None:

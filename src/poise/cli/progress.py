@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
-from poise.cli.console import say, stop
+from poise.cli.console import Shown
 
 if TYPE_CHECKING:
     import polars as pl
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from poise.targets import Target
 
 
-class Bars:
+class Bars(Shown):
     """An `AuditListener` that writes to the error stream, so that standard output stays for results.
 
     Args:
@@ -28,35 +27,18 @@ class Bars:
     """
 
     def __init__(self, console: Console, budget: int, *, silent: bool) -> None:
-        self._console, self._budget, self._silent = console, budget, silent
-        self._progress = Progress(
-            TextColumn("{task.fields[name]:<26}"),
-            BarColumn(24),
-            TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[spent]:>14}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[found]}"),
+        super().__init__(
+            (TextColumn("{task.fields[name]:<26}"),),
+            (TextColumn("{task.completed:>6.0f}/{task.total:.0f}"), TextColumn("{task.fields[spent]:>14}")),
+            (TextColumn("{task.fields[found]}"),),
+            silent=silent,
+            width=24,
             console=console,
-            disable=silent or not console.is_terminal,
         )
-        self._name, self._began, self._spent = "", 0.0, 0
-
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        stop(self._progress)
-
-    def note(self, line: str) -> None:
-        self._say(line)
+        self._budget, self._name, self._began, self._spent = budget, "", 0.0, 0
 
     def ready(self, target: Target, attacked: Dataset, clean: dict[str, float]) -> None:
-        self._say(
+        self.note(
             f"{len(attacked)} images of {attacked.name}: accuracy {clean['accuracy']:.1%}, mean confidence "
             f"{clean['confidence']:.1%}, ECE {clean['ece']:.3f}, KS {clean['ks']:.3f}"
         )
@@ -64,11 +46,11 @@ class Bars:
     def begin(self, recipe: str, defence: str, done: int, total: int) -> None:
         self._name = recipe if defence == "none" else f"{recipe} × {defence}"
         self._began, self._spent = time.perf_counter(), 0
-        self._task = self._progress.add_task("", total=total, completed=done, name=self._name, spent="", found="")
+        self._task = self._bar.add_task("", total=total, completed=done, name=self._name, spent="", found="")
 
     def advance(self, samples: float, queries: int) -> None:
         self._spent = max(self._spent, queries)
-        self._progress.update(self._task, completed=samples, spent=f"{queries:,} queries")
+        self._bar.update(self._task, completed=samples, spent=f"{queries:,} queries")
 
     def end(self, rows: pl.DataFrame) -> None:
         from poise import metrics
@@ -76,11 +58,7 @@ class Bars:
         right = (rows["prediction_after"] == rows["label"]).to_numpy().astype(float)
         ece = metrics.ece(rows["confidence_after"].to_numpy(), right)
         mean = float(rows["queries"].to_numpy().mean())
-        self._progress.update(self._task, completed=len(rows), found=f"ECE {ece:.3f}", spent=f"{mean:,.0f} queries")
+        self._bar.update(self._task, completed=len(rows), found=f"ECE {ece:.3f}", spent=f"{mean:,.0f} queries")
         if not self._console.is_terminal:
             seconds = time.perf_counter() - self._began
-            self._say(f"{self._name:<26} {len(rows)} images  {mean:,.0f} queries  {seconds:.0f} s  ECE {ece:.3f}")
-
-    def _say(self, line: str) -> None:
-        if not self._silent:
-            say(self._console, line)
+            self.note(f"{self._name:<26} {len(rows)} images  {mean:,.0f} queries  {seconds:.0f} s  ECE {ece:.3f}")

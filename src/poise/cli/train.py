@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
-from poise.cli.console import say, stop
+from poise.cli.console import Shown
 from poise.cli.options import DIGITS, Data, Device, Model, Out, Quiet, Seed, free_folder, number, resumable
 from poise.errors import InputError, RunError
 
@@ -115,7 +114,7 @@ def _changes(texts: list[str]) -> dict[str, Any]:
     return found
 
 
-class Bar:
+class Bar(Shown):
     """A `Listener` that writes to the error stream: a bar on a terminal, and a line per epoch.
 
     Args:
@@ -123,43 +122,29 @@ class Bar:
     """
 
     def __init__(self, silent: bool) -> None:
-        self._console, self._silent = Console(stderr=True), silent
-        self._bar = Progress(
-            TextColumn("{task.fields[epoch]:<14}"),
-            BarColumn(30),
-            TextColumn("{task.completed:>6.0f}/{task.total:.0f} steps"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=silent or not self._console.is_terminal,
-            transient=True,
-        )
+        count = TextColumn("{task.completed:>6.0f}/{task.total:.0f} steps")
+        super().__init__((TextColumn("{task.fields[epoch]:<14}"),), (count,), silent=silent, transient=True)
 
     def begin(self, done: int, steps: int, epochs: int) -> None:
         self._epochs = epochs
-        self._bar.start()
+        self.open()
         self._task = self._bar.add_task("", total=steps, completed=done, epoch=f"of {epochs} epochs")
         if done:
-            self._say(f"goes on after step {done:,} of {steps:,}")
+            self.note(f"goes on after step {done:,} of {steps:,}")
 
     def step(self, done: int) -> None:
         self._bar.update(self._task, completed=done)
 
     def epoch(self, row: dict[str, Any]) -> None:
         kept = "  kept" if row["best"] else ""
-        self._say(
+        self.note(
             f"epoch {row['epoch']:>3}/{self._epochs}  loss {row['loss']:.4f}  validation: accuracy "
             f"{row['val_accuracy']:.1%}, confidence {row['val_confidence']:.1%}, ECE {row['val_ece']:.3f}  "
             f"{row['seconds']:.0f} s, {row['images_per_second']:,.0f} images/s{kept}"
         )
 
     def end(self) -> None:
-        stop(self._bar)
-
-    def _say(self, line: str) -> None:
-        if not self._silent:
-            say(self._console, line)
+        self.close()
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

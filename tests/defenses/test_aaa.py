@@ -46,6 +46,10 @@ def wanted(z, defense):
     return target, 1 / np.exp(scaled).sum(1)
 
 
+def test_no_rows_have_no_targets():
+    assert AAA().target(torch.zeros(0, 3)).shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("variant", "tau", "expected"),
     [

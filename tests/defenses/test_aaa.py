@@ -47,7 +47,8 @@ def wanted(z, defense):
 
 
 def test_no_rows_have_no_targets():
-    assert AAA().target(torch.zeros(0, 3)).shape == (0,)
+    none, defense = torch.zeros(0, 3), AAA(temperature=1.0)
+    assert defense.target(none).shape == defense.feasible(none).shape == defense.objective(none, none).shape == (0,)
 
 
 @pytest.mark.parametrize(

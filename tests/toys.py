@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from poise.constraints import Box, Linf
 from poise.constraints.base import Constraint
@@ -326,6 +327,24 @@ class Scripted:
             reply = yield Ask(problem.clean[ids] + change, ids, probe=position in self.probe)
         while self.forever:
             reply = yield Ask(problem.clean + self.changes[-1], problem.everyone)
+
+
+class Elsewhere(TorchFunctionMode):
+    """Inside, every tensor says that it lies on an accelerator, though its values stay on the CPU.
+
+    So the code runs that is there for devices where a look at a value costs a synchronisation.
+    """
+
+    device = torch.device("xla")
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func == Tensor.device.__get__:
+            return self.device
+        here = {
+            key: torch.device("cpu") if isinstance(value, torch.device) else value
+            for key, value in (kwargs or {}).items()
+        }
+        return func(*(torch.device("cpu") if isinstance(arg, torch.device) else arg for arg in args), **here)
 
 
 @dataclass

@@ -199,6 +199,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     **runpy.run_path(str(ROOT / "tools" / "defence_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "detect_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "leaderboard_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "mutation_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "query_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "security_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "speed_figures.py"))["FIGURES"],

@@ -51,6 +51,8 @@ def test_the_rest() -> None:
     assert Anywhere().eps == float("inf")
     assert Anywhere().contains(1 - CLEAN, CLEAN).tolist() == [True] * 4
     assert Anywhere().contains(CLEAN[:0], CLEAN[:0]).tolist() == []
+    elsewhere = CLEAN.to("meta")
+    assert Anywhere().contains(elsewhere, elsewhere).device == elsewhere.device
     other = CLEAN.flip(0)
     np.testing.assert_allclose(
         Anywhere().distance(other, CLEAN).numpy(), np.abs((other - CLEAN).numpy()).reshape(4, -1).max(axis=1)

@@ -46,6 +46,11 @@ def wanted(z, defense):
     return target, 1 / np.exp(scaled).sum(1)
 
 
+def test_no_rows_have_no_targets():
+    none, defense = torch.zeros(0, 3), AAA(temperature=1.0)
+    assert defense.target(none).shape == defense.feasible(none).shape == defense.objective(none, none).shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("variant", "tau", "expected"),
     [

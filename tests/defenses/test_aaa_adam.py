@@ -115,6 +115,18 @@ def test_a_row_that_lost_its_label_takes_the_exact_output():
     assert torch.equal(ADAM(logits)[lost], exact(logits)[lost])
 
 
+def test_a_row_that_overflows_leaves_the_others_alone(monkeypatch):
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected, exact = ADAM(logits), AAA(temperature=2.0)(logits)
+    descend = AAA._descend
+    spoilt = torch.tensor([[0.0], [torch.inf], [0.0]], dtype=torch.float64)
+    monkeypatch.setattr(AAA, "_descend", lambda *arguments: descend(*arguments) + spoilt)
+    found = ADAM(logits)
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+    assert torch.equal(found[1], exact[1])
+    assert not torch.equal(expected[0], exact[0])
+
+
 def test_the_sum_makes_rows_independent_and_the_mean_does_not():
     logits, _ = draw(64, 10, seed=1, dtype=torch.float64)
     alone = torch.cat([ADAM(row[None]) for row in logits])

@@ -64,6 +64,12 @@ def test_refuses(metric, confidence, correct, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ON_ANSWERS)
+def test_a_refusal_names_the_metric(name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: "):
+        ON_ANSWERS[name]([0.5], [1, 0])
+
+
 @table(ON_ANSWERS)
 def test_forgives_rounding_and_works_on_one_row(metric) -> None:
     metric([1 + 1e-7], [1])

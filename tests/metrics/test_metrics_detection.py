@@ -142,6 +142,7 @@ def test_all_resamples_at_once_are_one_after_another() -> None:
     ("call", "message"),
     [
         (lambda: false_positive_rate([1, 2], [0, 1], 0), "recall must be in (0, 1], got 0"),
+        (lambda: auroc([0.5], [1, 0]), "auroc: scores and positive must have the same length, got 1 and 2"),
         (lambda: separation([1.0, 2.0]), "versions must be (n, 2 or more) scores, the last attacked, got (2,)"),
         (lambda: separation(np.zeros((0, 2))), "scores"),
         (lambda: separation([[np.nan, 1.0]]), "finite"),

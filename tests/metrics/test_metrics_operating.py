@@ -75,6 +75,11 @@ def test_mean_of_chosen_rows() -> None:
 
 
 def test_refuses_nonsense() -> None:
+    by_class = Costs(wrong_accepted=2, deferred=1, classes={0: Costs(wrong_accepted=1, deferred=1)})
+    with pytest.raises(
+        InputError, match=r"^expected_cost: confidence and labels must have the same length, got 1 and 2$"
+    ):
+        expected_cost([0.5], [1], 0.5, by_class, [1, 0])
     with pytest.raises(InputError, match=r"threshold must be in \[0, 1\], got 90"):
         operating_point(CONFIDENCE, CORRECT, 90)
     with pytest.raises(InputError, match="deferred must be finite, got inf"):

@@ -84,6 +84,8 @@ def test_refuses_nonsense() -> None:
         mean_all([-1], [1])
     with pytest.raises(InputError, match="success must be 0 or 1, got 2 in row 1"):
         mean_success([1, 1], [1, 2])
+    with pytest.raises(InputError, match=r"^mean_success: queries and success must have the same length, got 2 and 1$"):
+        mean_success([1, 1], [1])
     with pytest.raises(InputError, match="queries must be finite, got NaN or infinity in row 0"):
         median_success([np.nan], [1])
     with pytest.raises(InputError, match="queries must be at least 1, got 0"):

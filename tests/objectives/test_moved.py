@@ -13,7 +13,7 @@ from poise.objectives import OCA, UCA, KeepLabel, Moved
 from poise.rng import Rng
 from poise.searches import Square
 from poise.types import Outputs
-from toys import binary_case
+from toys import binary_case, bind, outputs
 
 
 @pytest.mark.parametrize("goal", [UCA(), OCA()], ids=["uca", "oca"])
@@ -30,6 +30,14 @@ def test_all_but_the_end_is_the_goal(goal: UCA | OCA) -> None:
     assert torch.equal(moved.done(after, rows), expected)
     assert expected.any()
     assert not moved.done(clean, rows)[~plain.done(clean, rows)].any()
+
+
+def test_a_move_of_just_so_much_is_enough() -> None:
+    clean, after = outputs([0.75, 0.25]), outputs([0.5, 0.5])
+    moved, rows = float(clean.confidence[0] - after.confidence[0]), torch.arange(1)
+    assert moved == pytest.approx(0.25)
+    assert bind(Moved(OCA(), moved), clean, [0]).done(after, rows).tolist() == [True]
+    assert bind(Moved(OCA(), moved + 1e-9), clean, [0]).done(after, rows).tolist() == [False]
 
 
 def test_an_attack_stops_there() -> None:

@@ -20,7 +20,7 @@ from poise.searches import Ask, Problem
 from poise.searches.base import Steps
 from poise.searches.driver import Best, Driver
 from poise.types import Access, Outputs
-from toys import Case, RecordingTarget, Scripted, drive, linear_case
+from toys import Case, Elsewhere, RecordingTarget, Scripted, drive, linear_case
 
 BALL = Linf(0.3)
 
@@ -262,6 +262,69 @@ def test_the_curve_never_shows_what_took_more_queries(checkpoint: int) -> None:
     assert queries == checkpoint
     best_possible = 0.5 + (0.0, *changes)[checkpoint - 1]
     assert scores[0, 0].item() >= best_possible - 1e-12
+
+
+def test_a_part_of_an_ask_says_what_the_whole_says() -> None:
+    x, ids, numbers = torch.rand(3, 1, 1, 1), torch.tensor([4, 5, 6]), torch.tensor([0.1, 0.2, 0.3])
+    part = Ask(x, ids, grad=True, probe=True, repeats=2, aim=numbers + 1, step=numbers).at(torch.tensor([2, 0]))
+    assert torch.equal(part.x, x[[2, 0]])
+    assert part.ids.tolist() == [6, 4]
+    assert (part.grad, part.probe, part.repeats) == (True, True, 2)
+    assert torch.equal(part.aim, numbers[[2, 0]] + 1)
+    assert torch.equal(part.step, numbers[[2, 0]])
+    part = Ask(x, ids, step=0.5).at(ids > 4)
+    assert part.ids.tolist() == [5, 6]
+    assert (part.grad, part.probe, part.repeats, part.aim, part.step) == (False, False, 1, None, 0.5)
+
+
+def test_a_probe_that_the_budget_cuts_is_still_a_probe() -> None:
+    def steps(problem: Problem) -> Steps:
+        yield Ask(problem.clean, problem.everyone)
+        ids = problem.everyone.repeat(3)
+        yield Ask(problem.clean[ids] - 0.1, ids, probe=True, repeats=3)
+
+    run = drive(identity_case(0.5, 0.6), FirstPixel(), Own(steps), BALL, budget=2)
+    assert run.meter.queries.tolist() == [2, 2]
+    assert pixels(run) == [0.5, 0.6]
+
+
+def test_a_search_can_judge_answers_that_nobody_gave() -> None:
+    judged = []
+
+    def steps(problem: Problem) -> Steps:
+        yield Ask(problem.clean, problem.everyone)
+        imagined = Outputs(torch.tensor([[0.25, 0.0], [-0.5, 0.0]], dtype=torch.float64))
+        judged.append(problem.judge(imagined, torch.tensor([1, 0]), None).tolist())
+
+    run = drive(identity_case(0.5, 0.6), FirstPixel(against=True), Own(steps), BALL)
+    assert judged == [[-0.25, 0.5]]
+    assert run.meter.queries.tolist() == [1, 1]
+
+
+# --- accelerators, where the driver never looks at a value ---
+
+STEPS = (-0.05, -0.4, -0.1, 0.1, -0.02, -0.2, -0.25)
+"""Better and worse ones, one outside of the ball; later ones reach the goal."""
+
+
+@pytest.mark.parametrize("budget", [4, 100])
+@pytest.mark.parametrize(
+    "search", [Scripted(STEPS), Scripted(STEPS, forever=True), asks_many(7, *STEPS)], ids=["one", "forever", "many"]
+)
+def test_an_accelerator_gives_the_same(search: object, budget: int) -> None:
+    case = identity_case(0.5, 0.9, 0.2, 0.05)
+    goal = FirstPixel(done_below=0.35, accept_below=0.87)
+    here = drive(case, goal, search, BALL, budget=budget, checkpoints=(2, 3, 5))
+    with Elsewhere() as elsewhere:
+        assert case.images.device == elsewhere.device
+        there = drive(case, goal, search, BALL, budget=budget, checkpoints=(2, 3, 5))
+    assert int(here.improved_at.max()) > 1
+    for field in ("done", "queries_to_success", "improved_at", "clean_merit", "active"):
+        assert torch.equal(getattr(there, field), getattr(here, field)), field
+    for field in ("x", "scores", "merit"):
+        assert torch.equal(getattr(there.best, field), getattr(here.best, field)), field
+    assert [queries for queries, _ in there.curve] == [2, 3, 5]
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(there.curve, here.curve, strict=True))
 
 
 # --- budget and end ---

@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# one thread for each of two processes; and compiled files are kept, for hundreds of processes are started
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .PHONY: audit test lint docs bench venv figures dist clean
 

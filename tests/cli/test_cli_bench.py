@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_cases import poise
+from cli_cases import environment, poise
 
 SPEC = """
 paper = "mine"
@@ -145,17 +144,27 @@ def test_every_spec_is_listed() -> None:
     assert "calibration/t1" in poise("bench", "list").out
 
 
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A spec of twelve shards, and its table in one go; the embedded model is in the cache from then on."""
+    folder = tmp_path_factory.mktemp("twelve")
+    path = folder / "mine.toml"
+    path.write_text(SPEC.replace("BUDGET", "150").replace("samples = 12\nshard = 4", "samples = 24\nshard = 2"))
+    whole = poise("bench", "run", str(path), "--out", str(folder / "whole"))
+    assert "12 shards run, 0 were there" in whole.err
+    return path, whole.out
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_goes_on(tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_run_goes_on(twelve: tuple[Path, str], tmp_path: Path, how: signal.Signals) -> None:
     """Stopped once a shard is there; what is there then is not computed again, and the table is that of one run."""
-    path, out = tmp_path / "mine.toml", tmp_path / "out"
-    path.write_text(SPEC.replace("BUDGET", "300").replace("samples = 12\nshard = 4", "samples = 24\nshard = 2"))
+    path, out = twelve[0], tmp_path / "out"
     command = [sys.executable, "-c", "from poise.cli import main; main()", "bench", "run", str(path)]
     process = subprocess.Popen(
         [*command, "--out", str(out), "--quiet"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**environment(), "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
@@ -171,5 +180,4 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, how: signal.Signals) -> None
     found = poise("bench", "run", str(path), "--out", str(out))
     assert f"{12 - there} shards run, {there} were there" in found.err
     assert not list(out.glob("shards/*/.*"))
-    whole = poise("bench", "run", str(path), "--out", str(tmp_path / "whole"))
-    assert whole.out == found.out
+    assert found.out == twelve[1]

@@ -70,6 +70,8 @@ def test_a_run_ends_with_a_table_and_another_does_nothing(spec: str, tmp_path: P
     assert again.out == first.out
     state = poise("bench", "status", spec, "--out", out)
     assert "done     3 of 3 shards, 0 waiting" in state.out
+    told = json.loads(poise("bench", "status", spec, "--out", out, "--json").out)
+    assert (told["done"], told["total"], told["waiting"], told["failed"]) == (3, 3, 0, {})
     for form in ("markdown", "latex", "csv", "html", "json"):
         shown = poise("bench", "table", spec, "--out", out, "--format", form)
         kept = poise("bench", "table", spec, "--results", str(tmp_path / "saved"), "--format", form)
@@ -79,6 +81,9 @@ def test_a_run_ends_with_a_table_and_another_does_nothing(spec: str, tmp_path: P
         if form in ("markdown", "latex", "csv"):
             assert kept.out == shown.out
     assert json.loads(poise("bench", "table", spec, "--out", out, "--format", "json").out)["trends"][0]["of"] == 1
+    shown, file = poise("bench", "table", spec, "--out", out), tmp_path / "new" / "table.txt"
+    assert poise("bench", "table", spec, "--out", out, "--to", str(file)).out == f"table    {file}\n"
+    assert file.read_text(encoding="utf-8") == shown.out
     page = tmp_path / "figure.html"
     assert poise("bench", "figure", spec, "--out", out, "--to", str(page)).code == 0
     assert "<b>bold</b>" not in page.read_text(encoding="utf-8")
@@ -181,3 +186,30 @@ def test_an_interrupted_run_goes_on(twelve: tuple[Path, str], tmp_path: Path, ho
     assert f"{12 - there} shards run, {there} were there" in found.err
     assert not list(out.glob("shards/*/.*"))
     assert found.out == twelve[1]
+
+
+def test_without_a_command_it_helps() -> None:
+    assert poise("bench").out == poise("bench", "--help").out
+
+
+def test_a_spec_without_a_figure_has_none_to_draw(tmp_path: Path) -> None:
+    path, figure = tmp_path / "mine.toml", '[figure]\ndraw = "lines"\nx = "eps"\n'
+    assert figure in SPEC
+    path.write_text(SPEC.replace("BUDGET", "10").replace(figure, ""))
+    assert poise("bench", "run", str(path), "--out", str(tmp_path / "out"), "--quiet").code == 0
+    found = poise("bench", "figure", str(path), "--out", str(tmp_path / "out"), "--to", str(tmp_path / "page.html"))
+    assert found.code == 2
+    assert found.err == "poise: error: figure: mine is a table; poise bench table mine shows it\n"
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_without_its_files_the_price_has_no_time_and_the_status_names_them(tmp_path: Path) -> None:
+    path, missing = tmp_path / "mine.toml", tmp_path / "files" / "no.npz"
+    path.write_text(SPEC.replace("BUDGET", "10").replace('data = "builtin:digits"', 'data = "npz:{files}/no.npz"'))
+    given = [str(path), "--out", str(tmp_path / "out"), "--files", str(missing.parent)]
+    priced = poise("bench", "run", *given, "--dry-run")
+    assert priced.code == 0
+    assert "time     unknown: no model's files are there; give --rate" in priced.out
+    state = poise("bench", "status", *given)
+    assert f"left out 3 shards for want of {missing}" in state.out
+    assert "done     0 of " in state.out

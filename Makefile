@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 # one thread for each of two processes; and compiled files are kept, for hundreds of processes are started
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: audit test lint docs bench venv figures dist clean
+.PHONY: audit test coverage lint docs bench venv figures dist clean
 
 audit: $(VENV)/.core  ## the main job on the embedded default: a table and report.html
 	$(BIN)/poise audit --model builtin:digits --data builtin:digits
 
 test: $(VENV)/.all  ## every test, on two processes
 	$(THREADS) $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 25
+
+coverage: $(VENV)/.all  ## every test once more, measured; the table in CONTRIBUTING.md
+	rm -f .coverage .coverage.*
+	$(THREADS) $(BIN)/coverage run -m pytest -q -n 2 --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/python tools/coverage_table.py --json results/coverage.json
+	$(BIN)/python tools/render.py
 
 lint: $(VENV)/.all  ## format, lint, types
 	$(BIN)/ruff format --check .

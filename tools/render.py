@@ -1,4 +1,4 @@
-"""Renders every figure in README.md, RELEASE.md and docs/ from the result tables in results/ and leaderboard/.
+"""Renders every figure in the pages at the top and in docs/ from the result tables in results/ and leaderboard/.
 
     python tools/render.py            # writes the blocks
     python tools/render.py --check    # exit code 1 where a block differs from what the results say
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 BLOCK = re.compile(r"(<!-- figure: (?P<name>[\w-]+) -->\n).*?(<!-- /figure -->)", re.DOTALL)
-PAGES = ("README.md", "RELEASE.md", "docs/*.md", "docs/*/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "RELEASE.md", "docs/*.md", "docs/*/*.md")
 
 
 def _read(name: str) -> Any:
@@ -196,6 +196,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "strength-light": _light,
     "illusion": _illusion,
     **runpy.run_path(str(ROOT / "tools" / "certify_figures.py"))["FIGURES"],
+    **runpy.run_path(str(ROOT / "tools" / "coverage_table.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "defence_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "detect_figures.py"))["FIGURES"],
     **runpy.run_path(str(ROOT / "tools" / "leaderboard_figures.py"))["FIGURES"],

@@ -51,6 +51,16 @@ def resolved(monkeypatch):
     return call
 
 
+def test_a_file_of_costs_reaches_the_spec_and_the_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "costs.toml"
+    file.write_text("wrong_accepted = 50\ndeferred = 4\n[classes.3]\nwrong_accepted = 500\n")
+    done = poise("audit", *fast(), "--costs", file, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert len([line for line in done.out.splitlines() if line.startswith("costs    Without attack, ")]) == 1
+    costs = read_spec(tmp_path / "run" / "audit.toml")[0].costs
+    assert costs.plain()["classes"]["3"] == {"wrong_accepted": 500.0, "deferred": 4.0, "right_accepted": 0.0}
+
+
 def test_options_reach_the_spec(resolved, tmp_path: Path) -> None:
     seen = resolved(
         "audit", "--model", "builtin:digits", "--data", "npz:x", "--fit-data", "npz:y", "--recipes", "sa-mma, pgd",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_cases import poise
+from cli_cases import environment, poise
 
 SPEC = """
 paper = "mine"
@@ -71,6 +70,8 @@ def test_a_run_ends_with_a_table_and_another_does_nothing(spec: str, tmp_path: P
     assert again.out == first.out
     state = poise("bench", "status", spec, "--out", out)
     assert "done     3 of 3 shards, 0 waiting" in state.out
+    told = json.loads(poise("bench", "status", spec, "--out", out, "--json").out)
+    assert (told["done"], told["total"], told["waiting"], told["failed"]) == (3, 3, 0, {})
     for form in ("markdown", "latex", "csv", "html", "json"):
         shown = poise("bench", "table", spec, "--out", out, "--format", form)
         kept = poise("bench", "table", spec, "--results", str(tmp_path / "saved"), "--format", form)
@@ -80,6 +81,9 @@ def test_a_run_ends_with_a_table_and_another_does_nothing(spec: str, tmp_path: P
         if form in ("markdown", "latex", "csv"):
             assert kept.out == shown.out
     assert json.loads(poise("bench", "table", spec, "--out", out, "--format", "json").out)["trends"][0]["of"] == 1
+    shown, file = poise("bench", "table", spec, "--out", out), tmp_path / "new" / "table.txt"
+    assert poise("bench", "table", spec, "--out", out, "--to", str(file)).out == f"table    {file}\n"
+    assert file.read_text(encoding="utf-8") == shown.out
     page = tmp_path / "figure.html"
     assert poise("bench", "figure", spec, "--out", out, "--to", str(page)).code == 0
     assert "<b>bold</b>" not in page.read_text(encoding="utf-8")
@@ -145,17 +149,27 @@ def test_every_spec_is_listed() -> None:
     assert "calibration/t1" in poise("bench", "list").out
 
 
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A spec of twelve shards, and its table in one go; the embedded model is in the cache from then on."""
+    folder = tmp_path_factory.mktemp("twelve")
+    path = folder / "mine.toml"
+    path.write_text(SPEC.replace("BUDGET", "150").replace("samples = 12\nshard = 4", "samples = 24\nshard = 2"))
+    whole = poise("bench", "run", str(path), "--out", str(folder / "whole"))
+    assert "12 shards run, 0 were there" in whole.err
+    return path, whole.out
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_goes_on(tmp_path: Path, how: signal.Signals) -> None:
+def test_an_interrupted_run_goes_on(twelve: tuple[Path, str], tmp_path: Path, how: signal.Signals) -> None:
     """Stopped once a shard is there; what is there then is not computed again, and the table is that of one run."""
-    path, out = tmp_path / "mine.toml", tmp_path / "out"
-    path.write_text(SPEC.replace("BUDGET", "300").replace("samples = 12\nshard = 4", "samples = 24\nshard = 2"))
+    path, out = twelve[0], tmp_path / "out"
     command = [sys.executable, "-c", "from poise.cli import main; main()", "bench", "run", str(path)]
     process = subprocess.Popen(
         [*command, "--out", str(out), "--quiet"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**environment(), "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
@@ -171,5 +185,31 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, how: signal.Signals) -> None
     found = poise("bench", "run", str(path), "--out", str(out))
     assert f"{12 - there} shards run, {there} were there" in found.err
     assert not list(out.glob("shards/*/.*"))
-    whole = poise("bench", "run", str(path), "--out", str(tmp_path / "whole"))
-    assert whole.out == found.out
+    assert found.out == twelve[1]
+
+
+def test_without_a_command_it_helps() -> None:
+    assert poise("bench").out == poise("bench", "--help").out
+
+
+def test_a_spec_without_a_figure_has_none_to_draw(tmp_path: Path) -> None:
+    path, figure = tmp_path / "mine.toml", '[figure]\ndraw = "lines"\nx = "eps"\n'
+    assert figure in SPEC
+    path.write_text(SPEC.replace("BUDGET", "10").replace(figure, ""))
+    assert poise("bench", "run", str(path), "--out", str(tmp_path / "out"), "--quiet").code == 0
+    found = poise("bench", "figure", str(path), "--out", str(tmp_path / "out"), "--to", str(tmp_path / "page.html"))
+    assert found.code == 2
+    assert found.err == "poise: error: figure: mine is a table; poise bench table mine shows it\n"
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_without_its_files_the_price_has_no_time_and_the_status_names_them(tmp_path: Path) -> None:
+    path, missing = tmp_path / "mine.toml", tmp_path / "files" / "no.npz"
+    path.write_text(SPEC.replace("BUDGET", "10").replace('data = "builtin:digits"', 'data = "npz:{files}/no.npz"'))
+    given = [str(path), "--out", str(tmp_path / "out"), "--files", str(missing.parent)]
+    priced = poise("bench", "run", *given, "--dry-run")
+    assert priced.code == 0
+    assert "time     unknown: no model's files are there; give --rate" in priced.out
+    state = poise("bench", "status", *given)
+    assert f"left out 3 shards for want of {missing}" in state.out
+    assert "done     0 of " in state.out

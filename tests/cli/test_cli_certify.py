@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from polars.testing import assert_frame_equal
 from poise.certify import Stream
 from poise.experiments import certify as experiment
 from poise.experiments import certify_attack, files
+from poise.experiments.certify_folder import CertifyFolder
 from poise.targets import FunctionTarget
 
 FILES = {"certify.toml", "samples", "attacks", "summary.json", "certify.md", "certify.html", ".lock"}
@@ -211,6 +214,37 @@ def test_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     assert "already holds this run; give --resume to go on" in error(*fast(), "--out", finished())
     other = error(*fast("--n", "6000"), "--out", finished(), "--resume")
     assert other.endswith("it holds another (n: 5000 there, 6000 given)")
+
+
+def test_resuming_where_nothing_is_needs_options(tmp_path: Path) -> None:
+    """With options it is a run like any other; without them there is nothing to go on with."""
+    told = error("--out", tmp_path / "none", "--resume")
+    assert told == f"resume: '{tmp_path / 'none'}' must hold a certification to go on with, found none"
+    new = poise("certify", *fast(), "--out", tmp_path / "new", "--resume")
+    assert new.code == 0, new.err
+    assert_same(tmp_path / "new", finished())
+
+
+def test_damage_and_other_data_are_named(tmp_path: Path) -> None:
+    out = shutil.copytree(finished(), tmp_path / "run")
+    again = ["--out", out, "--resume", "--quiet"]
+    table = sorted((out / "samples").glob("*.parquet"))[0]
+    whole = table.read_bytes()
+    table.write_bytes(whole[: len(whole) // 2])
+    assert error(*again).startswith(f"samples: '{table}' must be a readable table, got: ")
+    table.unlink()
+    state = CertifyFolder(out).state_file(0)
+    state.parent.mkdir(exist_ok=True)
+    state.write_bytes(b"\xff" * 100)
+    told = error(*again)
+    assert told.startswith(f"state: '{state}' must be readable, got: ")
+    assert told.endswith("(remove it to count anew)")
+    state.unlink()
+    spec_file = out / "certify.toml"
+    spec_file.write_text(
+        re.sub(r'^data = "sha256:\w+"', 'data = "sha256:0"', spec_file.read_text(), flags=re.MULTILINE)
+    )
+    assert f"out: '{out}' was begun with other data (sha256:0, now sha256:" in error(*again)
 
 
 def test_a_model_that_is_asked_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

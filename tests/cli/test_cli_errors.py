@@ -224,6 +224,10 @@ OPTIONS: dict[str, tuple[Case, str]] = {
     "samples 0": (lambda p: ["--samples", "0"], "samples: .*got 0"),
     "threshold 90": (lambda p: ["--threshold", "90"], "threshold: input should be less than or equal to 1, got 90"),
     "one cost": (lambda p: ["--cost-wrong", "3"], "--cost-wrong and --cost-deferred must be given together"),
+    "both kinds of costs": (
+        lambda p: ["--costs", str(p.write("c.toml", "wrong_accepted = 5\ndeferred = 1")), "--cost-wrong", "3"],
+        "--costs must be given without --cost-wrong and --cost-deferred, got both",
+    ),
     "infinite cost": (lambda p: ["--cost-wrong", "inf", "--cost-deferred", "1"], "finite number, got inf"),
     "unknown option": (lambda p: ["--bugdet", "3"], "No such option: --bugdet"),
     "an argument": (lambda p: ["extra"], "unexpected extra argument"),

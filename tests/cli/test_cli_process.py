@@ -52,7 +52,7 @@ def _stop_when(process: subprocess.Popen[str], reached: Callable[[], bool], how:
     end = time.monotonic() + 120
     while process.poll() is None and not reached():
         assert time.monotonic() < end, "the run takes too long"
-        time.sleep(0.001)
+        time.sleep(0.005)
     process.send_signal(how)
     err = process.communicate(timeout=60)[1]
     return process.returncode, err

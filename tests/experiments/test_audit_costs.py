@@ -16,6 +16,7 @@ from poise.errors import InputError
 from poise.experiments.audit_spec import make_spec, read_spec
 from poise.experiments.costs import Costs, read_costs
 from poise.experiments.run_folder import RunFolder
+from poise.report import terminal
 
 FILE = """
 wrong_accepted = 50      # a wrong case that was accepted
@@ -138,7 +139,7 @@ def test_the_worst_case_is_the_least_over_every_threshold(run: tuple[Path, dict[
 
 def test_page_and_terminal_tell_it(run: tuple[Path, dict[str, Any]]) -> None:
     out, summary = run
-    (line,) = report.terminal.costs(summary)
+    (line,) = terminal.costs(summary)
     assert line.startswith("costs    Without attack, ")
     html = report.write(out).read_text(encoding="utf-8")
     assert line.removeprefix("costs    ").split(":")[0] in html
@@ -152,7 +153,7 @@ def test_without_costs_there_is_a_table_and_no_money(tmp_path: Path) -> None:
     (section,) = summary["deferral"]
     assert set(section) == {"defence", "view", "rows"}
     assert all(line["cost"] is None for line in section["rows"])
-    assert report.terminal.costs(summary) == []
+    assert terminal.costs(summary) == []
     html = report.write(tmp_path / "run").read_text(encoding="utf-8")
     assert '<table class="deferral">' in html
     assert "expected cost" not in html.split("<script")[0]

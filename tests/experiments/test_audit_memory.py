@@ -42,7 +42,7 @@ def leaking(*given, **named):
 def most(data, out):
     made = audit_cases.spec(
         data, model=audit_cases.model("small"), recipes=("pgd-uca",), defences=("none",), eps=0.02, steps=1,
-        batch_size=20, bootstrap=10,
+        batch_size=50, bootstrap=10,
     )
     seen.clear()
     gc.collect()

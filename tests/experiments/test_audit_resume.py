@@ -119,6 +119,17 @@ def test_damage_is_named_and_the_advice_works(damaged: str, tmp_path: Path) -> N
     assert_same_run(copy, small_run())
 
 
+def test_a_chunk_with_other_columns_is_named(tmp_path: Path) -> None:
+    """As of two versions in one folder: readable, but not of the same run."""
+    copy = shutil.copytree(small_run(), tmp_path / "copy")
+    table = copy / "samples" / "sa-mma.none.aware.00001.parquet"
+    pl.read_parquet(table).with_columns(pl.col("queries").cast(pl.Int8)).write_parquet(table)
+    with pytest.raises(RunError, match=r"its columns are not those of the chunks before") as caught:
+        audit(spec(), copy, resume=True)
+    assert "sa-mma.none.aware.00001.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_complete_run_attacks_nothing_again(tmp_path: Path) -> None:
     copy = shutil.copytree(small_run(), tmp_path / "copy")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.safetensors") if "gallery" not in path.name}

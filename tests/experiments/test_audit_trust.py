@@ -213,7 +213,7 @@ def test_like_is_compared_with_like(rows: list[dict[str, Any]], warned: bool) ->
 def test_confsmooth_loses_to_square_with_its_loss(tmp_path: Path) -> None:
     """ResNet-20, eps 0.05, 1,000 queries: the step-back stalls at the boundary, random search does not."""
     made = spec(
-        f"npz:{SHARED / 'cifar10_test_lossless_subset.npz'}", defences=("none",), eps=0.05, budget=1000, samples=6,
+        f"npz:{SHARED / 'cifar10_test_lossless_subset.npz'}", defences=("none",), eps=0.05, budget=1000, samples=3,
         model=f"builtin:resnet20-cifar10?weights={SHARED / 'checkpoints' / 'cifar10_resnet20.safetensors'}",
         recipes=("confsmooth", "sa-confsmooth"),
     )  # fmt: skip

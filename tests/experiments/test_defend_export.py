@@ -13,6 +13,7 @@ from poise import data, defenses, models
 from poise.errors import InputError
 from poise.experiments.defend_export import run_export
 from poise.experiments.defend_fit import Answers, fit, save
+from poise.targets import FunctionTarget
 
 
 def saved(path: Path, name: str = "ts", classes: int = 4) -> Path:
@@ -58,3 +59,10 @@ def test_images_of_another_shape_and_files_of_another_kind_are_refused(tmp_path:
         run_export(target, file, images, tmp_path / "model.pt2")
     fewer = data.load(write_data(tmp_path / "few.npz", 3))
     assert run_export(target, file, fewer, tmp_path / "model.pt2").images == 3
+
+
+def test_what_only_answers_is_not_exported(tmp_path: Path) -> None:
+    target = FunctionTarget(lambda x: np.zeros((len(x), 4)), num_classes=4)
+    with pytest.raises(InputError, match=r"^defend export: the model must be a PyTorch module, got a FunctionTarget$"):
+        run_export(target, saved(tmp_path / "d.safetensors"), data.load(held_out()), tmp_path / "x.pt2", samples=8)
+    assert not (tmp_path / "x.pt2").exists()

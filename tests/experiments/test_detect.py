@@ -24,6 +24,8 @@ from poise.experiments.run_folder import RunFolder
 
 RECIPES = ("sa-uca", "fgsm")
 
+ENDPOINT = Path(__file__).with_name("toy_endpoint.py")
+
 
 @cache
 def pictures() -> str:
@@ -158,3 +160,17 @@ def test_a_reference_without_a_class_is_told_before_the_first_attack(tmp_path: P
     options = {"reference": f"npz:{path}", "layers": ("1",)}
     with pytest.raises(InputError, match="the reference must hold each of the 4 classes, got none of class 3"):
         detect(tmp_path / "run", names=("mahalanobis",), model=model("layered"), options=options)
+
+
+def test_what_does_not_fit_the_model_is_told_before_the_first_attack(tmp_path: Path) -> None:
+    """A reference of another shape; a detector that reads layers where only answers come."""
+    path = tmp_path / "wide.npz"
+    np.savez(path, images=np.zeros((8, 6, 7), np.uint8), labels=np.arange(8) % 4)
+    with pytest.raises(InputError, match=r"reference: must have images of the shape of the data, got \(1, 6, 7\) and"):
+        detect(
+            tmp_path / "run", names=("mahalanobis",), model=model("layered"),
+            options={"reference": f"npz:{path}", "layers": ("1",)},
+        )  # fmt: skip
+    with pytest.raises(InputError, match="detectors: lid reads layers, the model must be a module, got 'py:"):
+        detect(tmp_path / "run", names=("lid",), model=f"py:{ENDPOINT}:endpoint", recipes=("sa-uca",))
+    assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ import pytest
 
 import leaderboard_cases as cases
 from poise import metrics
-from poise.errors import InputError
+from poise.errors import InputError, RunError
 from poise.experiments.leaderboard import (
     Entry,
     data_name,
@@ -22,7 +22,7 @@ from poise.experiments.leaderboard import (
     write_entries,
 )
 from poise.experiments.leaderboard_address import public_address
-from poise.experiments.leaderboard_entry import parse
+from poise.experiments.leaderboard_entry import expected_cost, parse
 from poise.report.leaderboard import rank_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +160,10 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (_set("kept", "low", to=None), "kept: must have both low and high"),
     (_set("clean", "cost", to=0.0), "clean: cost must be what"),
     (_set("clean", "cost", to=float("inf")), "clean.cost: "),
+    (
+        lambda e: e["clean"].update(accepted_wrong=0.6, deferred=0.5, cost=expected_cost(0.6, 0.5)),
+        "accepted_wrong and deferred must be shares of the same cases, at most 1 together",
+    ),
     (_set("model", to="builtin:x?weights=/srv/me/w.pt"), "model: must name no file or place"),
     (_set("name", to="two\nlines"), "name: must be one line"),
     (_set("name", to="x" * 81), "name: "),
@@ -198,6 +202,12 @@ def test_a_broken_file_is_named_in_one_line(
 def test_a_file_that_is_no_entry(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "mine.json").write_bytes(text)
     with pytest.raises(InputError, match=r"^mine\.json: "):
+        read_entries(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").mkdir()
+    with pytest.raises(RunError, match=r"^mine\.json: must be readable, got: "):
         read_entries(tmp_path)
 
 

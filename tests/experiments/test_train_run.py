@@ -180,6 +180,28 @@ def test_bad_input_is_one_line(given: dict[str, Any], message: str, tmp_path: Pa
         run_train(spec(given.pop("recipe", "standard"), **given), tmp_path / "run")
 
 
+def test_devices_that_cannot_be_meant_together(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^devices: must be 1 with one device named, got 2 with 'cpu:0'$"):
+        run_train(spec(device="cpu:0", devices=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_recipe_is_gone_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    for recipe in ("", 'recipe = "standard"\n'):
+        path.write_text(recipe + 'model = "builtin:digits"\n')
+        with pytest.raises(RunError, match=r"^train.toml: '.*train.toml' must hold a table \[recipe\], found none$"):
+            read_train_spec(path)
+
+
+def test_half_precision_is_refused_where_lengths_of_gradients_are_measured() -> None:
+    descent = {"update.name": "common-descent"}
+    with pytest.raises(InputError, match="precision: must be other than 16-mixed with the update 'common-descent'"):
+        spec("uat-smooth", descent, precision="16-mixed")
+    assert spec("uat-smooth", descent, precision="bf16-mixed").precision == "bf16-mixed"
+    assert spec(precision="16-mixed").precision == "16-mixed"
+
+
 def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     """Weights to begin from that are another network's."""
     summary = run_train(spec(changes={"epochs": 1}), tmp_path / "one")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,11 +75,11 @@ def test_runs_have_the_given_or_the_fixed_size(opened: Any) -> None:
         target = opened(batch=batch, answer=(batch, 3), batch_size=4)
         seen: list[np.ndarray] = []
 
-        def run(names: list[str], feed: dict[str, np.ndarray], seen: Any = seen, run: Any = target._session.run) -> Any:
+        def run(names: list[str], feed: dict[str, np.ndarray], *more: Any, seen: Any = seen, to: Any = target) -> Any:
             seen.append(feed["images"])
-            return run(names, feed)
+            return to.runtime.run(names, feed, *more)
 
-        target._session = SimpleNamespace(run=run)
+        target.runtime, target._session = target._session, SimpleNamespace(run=run)
         target.query(IMAGES, IDS)
         assert [len(images) for images in seen] == sizes
         assert np.array_equal(np.concatenate(seen)[:7], IMAGES.numpy())
@@ -396,3 +398,54 @@ def test_missing_extra(missing: str, opened: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingExtraError, match=r"^OnnxTarget needs the extra 'onnx': pip install 'poise\[onnx\]'$"):
         opened()
+
+
+# --- a run without an end ---
+
+
+def endless(folder: Path, rounds: int) -> Path:
+    """A file that takes the sine of its images so many times."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    def value(name: str, kind: int, shape: list[Any]) -> Any:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Sin", ["here"], ["there"])], "body",
+        [value("round", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("here", 1, ["n", 2])],
+        [value("on", TensorProto.BOOL, []), value("there", 1, ["n", 2])],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["x"], ["flat"]),
+            helper.make_node("Loop", ["most", "go", "flat"], ["y"], body=body),
+        ],
+        "endless", [value("x", 1, ["n", 1, 1, 2])], [value("y", 1, ["n", 2])],
+        [
+            helper.make_tensor("most", TensorProto.INT64, [], [rounds]),
+            helper.make_tensor("go", TensorProto.BOOL, [], [1]),
+        ],
+    )  # fmt: skip
+    file = folder / "endless.onnx"
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), file)
+    return file
+
+
+def test_a_run_without_an_end_is_ended(tmp_path: Path, capfd: Any) -> None:
+    points, ids = torch.rand(3, 1, 1, 2), torch.arange(3)
+    target = OnnxTarget(endless(tmp_path, 10**12), seconds=0.1)
+    began = time.monotonic()
+    with pytest.raises(TargetError, match=r"must end within 0\.3 s \(0\.1 s for each of 3 images\); seconds=N allows"):
+        target.query(points, ids)
+    assert 0.25 < time.monotonic() - began < 10
+    assert capfd.readouterr().err == ""
+    short = OnnxTarget(endless(tmp_path, 3), seconds=5)
+    close(short.query(points, ids).scores, points.flatten(1).sin().sin().sin().double())
+    assert not [one for one in threading.enumerate() if isinstance(one, threading.Timer) and not one.finished.is_set()]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_seconds_that_make_no_sense(opened: Any, seconds: float) -> None:
+    with pytest.raises(InputError, match="seconds must be a positive number"):
+        opened(seconds=seconds)

@@ -6,10 +6,10 @@ import torch
 
 from poise.data.uri import Uri
 from poise.models.digits import Note
-from poise.targets.onnx import OnnxTarget
+from poise.targets.onnx import SECONDS, OnnxTarget
 from poise.targets.onnx_file import needs_onnx
 
-KEYS = ("outputs", "scores", "num_classes", "mean", "std", "bounds", "threads")
+KEYS = ("outputs", "scores", "num_classes", "mean", "std", "bounds", "threads", "seconds")
 
 
 def make_onnx(uri: Uri, device: torch.device, batch_size: int, note: Note) -> OnnxTarget:
@@ -18,7 +18,7 @@ def make_onnx(uri: Uri, device: torch.device, batch_size: int, note: Note) -> On
     Query keys: `outputs` (logits, probabilities or labels), `scores` (the output with the answers, where there are
     several), `num_classes` (where the file does not tell it), `bounds` (lowest and highest pixel value that the file
     takes, 0,1 unless given: images are moved there), `mean` and `std` (in the units of `bounds`, applied after that),
-    `threads`.
+    `threads`, `seconds` (most that a run may take for each of its images, 10 unless given).
 
     Raises:
         InputError: for keys and files that do not fit; MissingExtraError: the extra `onnx` is not installed.
@@ -49,4 +49,5 @@ def make_onnx(uri: Uri, device: torch.device, batch_size: int, note: Note) -> On
         device=device,
         batch_size=batch_size,
         threads=uri.integer("threads", low=1),
+        seconds=uri.integer("seconds", low=1) or SECONDS,
     )

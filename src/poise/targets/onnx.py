@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,9 @@ _DTYPES = {
 _LARGEST_BATCH = 2**30
 """Bytes of a batch that a file fixes, at most."""
 
+SECONDS = 10.0
+"""What a run may take for each of its images, unless more is allowed."""
+
 _NUMBERS = {*_DTYPES, *(f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
 
@@ -40,6 +45,7 @@ class OnnxTarget:
         bounds: lowest and highest legal pixel value.
         device: "cpu", or "cuda" where ONNX Runtime is the build for it.
         batch_size: most images per run. A file with a fixed batch gets that many, the last of them repeated to fill up.
+        seconds: how long a run may take for each of its images; a file can hold a loop without an end.
         threads: of ONNX Runtime's operators; as many as torch uses where None.
 
     Attributes:
@@ -50,7 +56,7 @@ class OnnxTarget:
         InputError: an argument makes no sense, or the file is missing, damaged, no ONNX file, keeps weights outside its
             folder, has operators that ONNX Runtime does not know, or does not map images to scores.
         TargetError: from `query`, where an answer contradicts the declaration (shape, classes, kind, NaN), or a run
-            fails.
+            fails or takes too long.
 
     Nothing is executed but the graph's own operators: no library of custom operators is loaded, no provider beside the
     two above is used. What else is in the batch moves an answer by rounding alone: ONNX Runtime may divide a sum
@@ -80,12 +86,15 @@ class OnnxTarget:
         device: str | torch.device = "cpu",
         batch_size: int = 256,
         threads: int | None = None,
+        seconds: float = SECONDS,
     ) -> None:
         check_sizes("OnnxTarget", bounds, batch_size)
         if (mean is None) != (std is None):
             raise InputError(f"OnnxTarget: mean and std must be given together, got mean={mean}, std={std}")
         if threads is not None and threads < 1:
             raise InputError(f"OnnxTarget: threads must be at least 1, got {threads}")
+        if not 0 < seconds < math.inf:
+            raise InputError(f"OnnxTarget: seconds must be a positive number, got {seconds}")
         self.device = torch.device(device)
         read = read_onnx(file)
         self._session = _session(read, self.device, threads or torch.get_num_threads())
@@ -98,7 +107,7 @@ class OnnxTarget:
         self.kind, self.access = self._answers.kind, self._answers.access
         self.bounds = (float(bounds[0]), float(bounds[1]))
         self.num_classes = classes
-        self.batch_size = batch_size
+        self.batch_size, self._seconds = batch_size, seconds
         self._fixed = self._input.shape[0] if self._input.shape and isinstance(self._input.shape[0], int) else None
         if self._fixed is not None and self._fixed < 1:
             raise InputError(f"OnnxTarget: '{file}' must take at least one image, its fixed batch is {self._fixed}")
@@ -130,10 +139,23 @@ class OnnxTarget:
         if self._fixed is not None and len(points) < self._fixed:
             points = torch.cat([points, points[-1:].expand(self._fixed - len(points), *points.shape[1:])])
         images = points.to(self._dtype).contiguous().cpu().numpy()
+        options = needs_onnx("onnxruntime", "OnnxTarget").RunOptions()
+        options.log_severity_level = 4
+        allowed = self._seconds * len(images)
+        clock = threading.Timer(allowed, setattr, (options, "terminate", True))
+        clock.daemon = True
+        clock.start()
         try:
-            (found,) = self._session.run([self._output], {self._input.name: images})
+            (found,) = self._session.run([self._output], {self._input.name: images}, options)
         except Exception as error:  # one of ONNX Runtime's own types
+            if options.terminate:
+                raise TargetError(
+                    f"OnnxTarget: a run must end within {allowed:g} s ({self._seconds:g} s for each of {len(images)} "
+                    "images); seconds=N allows more"
+                ) from error
             raise TargetError(f"OnnxTarget: the run failed: {_reason(error)}") from error
+        finally:
+            clock.cancel()
         return self._answers.scores(torch.from_numpy(found), len(images))[: len(part)]
 
     def _check_images(self, x: Tensor) -> None:

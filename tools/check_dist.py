@@ -51,6 +51,8 @@ WORKS: dict[tuple[str, ...], tuple[str, ...]] = {
 NEEDS: dict[tuple[str, ...], str] = {
     ("audit", "--model", "torchvision:resnet18?weights=weights.pth"): "vision",
     ("audit", "--model", "timm:resnet18?weights=weights.pth"): "vision",
+    ("audit", "--model", "builtin:resnet18-cifar10?weights=weights.pth"): "vision",
+    ("audit", "--model", "builtin:vit-small-cifar10?weights=weights.pth"): "vision",
     ("audit", "--data", "torchvision:MNIST?root=images"): "vision",
     ("audit", "--data", "folder:images"): "vision",
     ("audit", "--model", "hf:hub"): "hf",
@@ -62,11 +64,14 @@ NEEDS: dict[tuple[str, ...], str] = {
     ("attack", "art-deepfool", *FEW): "peers",
     ("attack", "foolbox-pgd", *FEW): "peers",
     ("attack", "torchattacks-pgd", *FEW): "torchattacks",
+    ("defend", "compare", "--recipes", "art-deepfool"): "peers",
+    ("detect", "--recipes", "foolbox-pgd"): "peers",
     ("audit", *FEW, "--explain"): "explain",
     ("train", "standard", *DIGITS, "--epochs", "1"): "train",
     ("train", "robustaugmix", *DIGITS, "--epochs", "1"): "train",
     ("serve",): "serve",
     ("bench", "run", "calibration/t1", "--ray", "local"): "ray",
+    ("bench", "run", "aaa/t3", "--quiet"): "train",
 }
 """Commands that must answer with one line that names the extra."""
 

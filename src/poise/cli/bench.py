@@ -109,7 +109,7 @@ def run(
         result = _collected(name, plan, store)
         _save(result, save)
         _show(result, "json" if as_json else "text", None)
-    elif outcome.left_out:
+    elif outcome.left_out and not outcome.failed:
         raise InputError(_lacking(outcome))
     if outcome.failed:
         raise typer.Exit(1)

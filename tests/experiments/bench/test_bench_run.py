@@ -10,7 +10,7 @@ import pytest
 from bench_cases import TINY, Quiet
 from polars.testing import assert_frame_equal
 
-from poise.errors import RunError
+from poise.errors import MissingExtraError, RunError
 from poise.experiments import files
 from poise.experiments.bench.engine import Event, Fetch, Finished, Local, Started
 from poise.experiments.bench.plan import Place, Plan, Shard, make_plan
@@ -19,6 +19,7 @@ from poise.experiments.bench.run import PLAN, note, run_bench
 from poise.experiments.bench.spec import BenchSpec, Training, read_bench_spec
 from poise.experiments.bench.status import status
 from poise.experiments.bench.store import LocalStore, open_store
+from poise.experiments.bench.tasks import TASKS
 
 PLACE = Place("nowhere")
 
@@ -65,6 +66,26 @@ def test_a_second_run_does_nothing_and_one_missing_shard_runs_alone(
     assert len(alone.ran) == 1
     assert "seed 1, images 0:2" in alone.ran[0]
     assert_frame_equal(tidy(plan, store), tidy(plan, finished))
+
+
+def test_a_missing_extra_ends_the_run_and_is_no_fault_of_a_shard(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, attack, ran = LocalStore(str(tmp_path / "store")), TASKS["attack"], list[Shard]()
+
+    def lacking(bench: object, shard: Shard, inputs: object) -> dict[str, bytes]:
+        if len(ran) == 2:
+            raise MissingExtraError("train", "train")
+        ran.append(shard)
+        return attack(bench, shard, inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(TASKS, "attack", lacking)
+    with pytest.raises(MissingExtraError, match="train needs the extra 'train'"):
+        run_bench(plan, store, Local(), Quiet())
+    monkeypatch.undo()
+    assert status(plan, store).failed == {}
+    outcome = run_bench(plan, store, Local(), Quiet())
+    assert (outcome.before, outcome.ran, outcome.failed) == (2, 4, {})
 
 
 def test_a_damaged_shard_is_seen_and_run_again(plan: Plan, finished: LocalStore, tmp_path: Path) -> None:

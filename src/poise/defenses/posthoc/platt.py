@@ -95,12 +95,15 @@ def _best(x: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, f
     from sklearn.linear_model import LogisticRegression
 
     regression = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000)
-    # A target between 0 and 1 is a hit and a miss that share the weight of one sample.
+    # A target between 0 and 1 is a hit and a miss that share the weight of one sample; what weighs nothing is left out,
+    # because scikit-learn 1.4 counts it as a negative curvature and gives up on Newton's method.
     middle, spread = x.mean(), x.std()
+    weight = np.concatenate([target, 1 - target])
+    counts = weight > 0
     regression.fit(
-        np.concatenate([x, x])[:, None] / spread - middle / spread,
-        np.repeat([1, 0], len(x)),
-        sample_weight=np.concatenate([target, 1 - target]),
+        (np.concatenate([x, x])[:, None] / spread - middle / spread)[counts],
+        np.repeat([1, 0], len(x))[counts],
+        sample_weight=weight[counts],
     )
     slope = float(regression.coef_[0, 0]) / spread
     return slope, float(regression.intercept_[0]) - slope * middle

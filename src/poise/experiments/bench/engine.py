@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from poise.errors import MissingExtraError
 from poise.experiments.bench.plan import Place, Shard
 from poise.experiments.bench.store import Files
 from poise.experiments.bench.workbench import Workbench
@@ -73,12 +74,19 @@ class Local:
     """One shard after the other, in this process."""
 
     def run(self, shards: Iterable[Shard], place: Place, fetch: Fetch) -> Generator[Event, None, None]:
+        """Every shard ends as finished or as failed.
+
+        Raises:
+            MissingExtraError: a shard needs an extra that is not installed; those before it are done.
+        """
         bench = Workbench(place)
         for shard in shards:
             yield Started(shard, "local")
             began = time.monotonic()
             try:
                 content = bench.run(shard, {name: fetch(needed) for name, needed in shard.needs.items()})
+            except MissingExtraError:  # nothing about the shard: it waits until the extra is there
+                raise
             except Exception as error:  # a shard that fails must not take the others with it
                 yield Failed(shard, reason_of(error))
             else:

@@ -37,6 +37,9 @@ ENOUGH_TO_LAND = 50
 HORIZON = 1000
 """Length of the schedule of a random search; with fewer queries it is broken off."""
 
+EARLY = 100
+"""Queries of `learned-squares` before plain squares: it gains most at first, and costs more than a small network."""
+
 UNFINISHED = 0.02
 """Merit above which the later members join in: the gradients may have misled, or another basin may lie lower."""
 
@@ -54,13 +57,13 @@ def standard(setting: Setting) -> Search:
     members: list[Stage | Search] = [ConfidencePGD(steps=steps - last)]
     if last:
         members.append(ConfidencePGD(steps=last, start="best", scale=0.05))
-    spread: Search = Square(p=0.2, start="best", horizon=HORIZON, strict=False)
+    learned = None
     if setting.steps is None and setting.budget - 1 - steps >= 2 * AGAIN:  # the random search keeps half of the rest
         members.append(Stage(ConfidencePGD(steps=STEPS // 2, start="random"), above=UNFINISHED, repeats=RESTARTS))
         members += [Stage(one, above=UNFINISHED) for one in _known(setting)]
         steps += AGAIN
-        spread = LearnedSquares(square=Square(p=0.1, start="best", horizon=HORIZON, strict=False))
-    black = _random_search(spread, above=UNFINISHED, queries=setting.budget - 1 - steps)
+        learned = LearnedSquares(square=Square(p=0.1, start="best", horizon=HORIZON, strict=False))
+    black = _random_search(learned, UNFINISHED, setting.budget - 1 - steps)
     return Cascade((*members, *black))
 
 
@@ -72,13 +75,20 @@ def _known(setting: Setting) -> tuple[Search, ...]:
 
 def light(setting: Setting) -> Search:
     """Scores alone: random search on the same losses, free to cross the boundary, with a learned response."""
-    return Cascade(_random_search(LearnedSquares(surrogate=setting.surrogate), above=0.0, queries=setting.budget - 1))
+    return Cascade((*_random_search(LearnedSquares(surrogate=setting.surrogate), 0.0, setting.budget - 1),))
 
 
-def _random_search(spread: Search, above: float, queries: int) -> tuple[Stage, Stage]:
-    """First all classes at once; then, from the best point, the highest class."""
+def _random_search(learned: LearnedSquares | None, above: float, queries: int) -> list[Stage]:
+    """First all classes at once, `learned` before plain squares; then, from the best point, the highest class."""
+    spread, stages = max(queries * 6 // 10, 1), []
+    if learned is not None:
+        stages = [Stage(learned, above=above, queries=min(EARLY, spread))]
+        spread -= EARLY
+    if spread > 0:
+        squares = Square(p=0.2, start="best", horizon=HORIZON, strict=False)
+        stages.append(Stage(squares, above=above, queries=spread))
     peak = Square(p=0.1, start="best", horizon=HORIZON, strict=False, aim=4.0)
-    return Stage(spread, above=above, queries=max(queries * 6 // 10, 1)), Stage(peak, above=above)
+    return [*stages, Stage(peak, above=above)]
 
 
 _OVER = OCA(tol=1e-3, follow="cross-entropy")

@@ -105,7 +105,8 @@ def attacks(samples: int, n: int, run: Path, rows: list[dict[str, Any]]) -> Iter
     here = images_bounds(bounds, ATTACKED, images.ids)
     classes = torch.tensor(here["prediction"].to_numpy().copy())
     yield {"certificate": kept, "recipes": rows}
-    for name in (name for name in RECIPES if name not in {row["recipe"] for row in rows}):
+    there = {row["recipe"] for row in rows}
+    for name in (name for name in RECIPES if name not in there):
         rows.append(one(name, ATTACKED, spec.smoothing, target, smoothed, images, classes, here))
         print(rows[-1], flush=True)
         yield {"certificate": kept, "recipes": rows}

@@ -106,8 +106,12 @@ def attacked(target: poise.Target, images: torch.Tensor, labels: torch.Tensor, r
     }  # fmt: skip
 
 
-def compared(ours: list[Row], theirs: list[Row]) -> Row:
-    """Queries of both to the three levels, over all seeds: the mean curve of each, images resampled in pairs."""
+Figures = Callable[[Curves, Curves, NDArray[np.float64]], dict[str, float]]
+"""What is read off our mean curve, theirs, and what was right (n,), of one resample."""
+
+
+def resampled(ours: list[Row], theirs: list[Row], figures: Figures) -> Row:
+    """Figures over all seeds: of the mean curve of each attack, images resampled in pairs."""
     right = np.array(ours[0]["right"], dtype=np.float64)
     generator = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
@@ -117,14 +121,7 @@ def compared(ours: list[Row], theirs: list[Row]) -> Row:
             np.mean([ece_curve(np.array(row["confidence"])[:, pick], right[pick]) for row in rows], axis=0)
             for rows in (ours, theirs)
         )
-        bound = float(poise.metrics.mma_bound(float(right[pick].mean()), 10))
-        values = {"share ours": one[-1] / bound, "share theirs": other[-1] / bound, "ece theirs": other[-1]}
-        values |= {f"{who} {level}": reached(curve, level) for who, curve in (("ours", one), ("theirs", other))
-                   for level in (0.2, 0.3)}  # fmt: skip
-        values["ours last"], values["theirs last"] = reached(one, float(other[-1])), float(BUDGET)
-        values["theirs near last"] = reached(other, 0.98 * float(other[-1]))
-        values["ratio"] = BUDGET / values["ours last"]
-        for name, value in values.items():
+        for name, value in figures(one, other, right[pick]).items():
             found.setdefault(name, []).append(float(value))
 
     once(np.arange(len(right)))
@@ -136,24 +133,22 @@ def compared(ours: list[Row], theirs: list[Row]) -> Row:
     }
 
 
-def first_queries(ours: list[Row], theirs: list[Row]) -> Row:
-    """As `compared`, of an attack that was broken off early: only the queries to reach the levels."""
-    right = np.array(ours[0]["right"], dtype=np.float64)
-    generator = np.random.default_rng(0)
-    found: dict[str, list[float]] = {"0.2": [], "0.3": [], "last": [], "ratio": []}
-    for number in range(RESAMPLES + 1):
-        pick = np.arange(len(right)) if number == 0 else generator.integers(0, len(right), len(right))
-        one, other = (
-            np.mean([ece_curve(np.array(row["confidence"])[:, pick], right[pick]) for row in rows], axis=0)
-            for rows in (ours, theirs)
-        )
-        for name, level in (("0.2", 0.2), ("0.3", 0.3), ("last", float(other[-1]))):
-            found[name].append(reached(one, level))
-        found["ratio"].append(BUDGET / found["last"][-1])
-    return {
-        name: [_finite(values[0]), *(_finite(v) for v in np.percentile(values[1:], [2.5, 97.5], method="nearest"))]
-        for name, values in found.items()
-    }
+def compared(one: Curves, other: Curves, right: NDArray[np.float64]) -> dict[str, float]:
+    """Queries of both to the three levels, and the shares of the bound at the end."""
+    bound = float(poise.metrics.mma_bound(float(right.mean()), 10))
+    values = {"share ours": one[-1] / bound, "share theirs": other[-1] / bound, "ece theirs": other[-1]}
+    values |= {f"{who} {level}": reached(curve, level) for who, curve in (("ours", one), ("theirs", other))
+               for level in (0.2, 0.3)}  # fmt: skip
+    values["ours last"], values["theirs last"] = reached(one, float(other[-1])), float(BUDGET)
+    values["theirs near last"] = reached(other, 0.98 * float(other[-1]))
+    values["ratio"] = BUDGET / values["ours last"]
+    return values
+
+
+def first_queries(one: Curves, other: Curves, right: NDArray[np.float64]) -> dict[str, float]:
+    """As `compared`, where ours was broken off early: only its queries to reach the levels."""
+    last = reached(one, float(other[-1]))
+    return {"0.2": reached(one, 0.2), "0.3": reached(one, 0.3), "last": last, "ratio": BUDGET / last}
 
 
 def _finite(value: float) -> float | None:
@@ -197,7 +192,7 @@ class Record:
         """Each of our attacks with theirs, over the seeds that both have."""
         rows = [row for row in self.found["rows"] if row["network"] == network]
         theirs = {row["seed"]: row for row in rows if (row["part"], row["name"]) == ("main", THEIRS)}
-        for part, name, judge in (("main", "compared", compared), ("surrogate", "surrogates", first_queries)):
+        for part, name, figures in (("main", "compared", compared), ("surrogate", "surrogates", first_queries)):
             ours = {row["seed"]: row for row in rows if (row["part"], row["name"]) == (part, OURS)}
             common = sorted(ours.keys() & theirs.keys())
             if common:
@@ -205,7 +200,7 @@ class Record:
                 sizes = {"seeds": len(common), "samples": pairs[0][0]["samples"], "bound": pairs[0][0]["bound"]}
                 if part == "surrogate":
                     sizes["surrogate"] = SURROGATES[network][0]
-                self.found.setdefault(name, {})[network] = judge(*pairs) | sizes
+                self.found.setdefault(name, {})[network] = resampled(*pairs, figures) | sizes
                 self.save()
 
 

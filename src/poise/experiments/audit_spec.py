@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from poise import defenses
 from poise.errors import InputError, RunError, printable
 from poise.experiments.costs import Costs
-from poise.recipebook import RECIPES, ball, check_eight_bit, check_norm, check_surrogate, recipe
+from poise.recipebook import RECIPES, ball, check_eight_bit, check_norm, check_takes_surrogate, recipe
 from poise.spec import read_toml, refusal, take_recorded, to_toml
 from poise.targets.mixed import PRECISIONS
 from poise.targets.purse import check_limits
@@ -48,8 +48,8 @@ class AuditSpec(BaseModel):
         budget: most queries per sample. steps: gradient steps instead of the papers' numbers.
         samples: how many images, from the first; None for all.
         threshold: confidences above it are accepted automatically.
-        precision: what a PyTorch model computes in while an attack searches (`poise.targets.PRECISIONS`); results are
-            settled in the model's own. Attacks of other libraries always run in that.
+        precision: what a PyTorch model computes in while an attack searches (`poise.targets.mixed.PRECISIONS`);
+            results are settled in the model's own. Attacks of other libraries always run in that.
         seed, device, batch_size: of the run. bootstrap: resamples behind the intervals.
         costs: what one case costs, for the report.
         trace: keep margin, confidence and step of every iteration for the first images, for the report.
@@ -131,7 +131,7 @@ class AuditSpec(BaseModel):
         ball(self.norm, self.eps)
         check_limits(self.max_queries, self.cost_per_query, self.max_cost)
         if self.surrogate is not None:
-            check_surrogate(self.recipes)
+            check_takes_surrogate(self.recipes)
         if self.eight_bit:
             for name in self.recipes:
                 check_eight_bit(name)

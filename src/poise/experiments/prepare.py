@@ -137,7 +137,7 @@ def load(spec: AuditSpec, note: Callable[[str], None]) -> Loaded:
     if spec.precision != "float32" and (spec.journal or spec.view or not isinstance(model, ModuleTarget)):
         given = "journaled" if spec.journal else "seen by a view" if spec.view else f"a {type(model).__name__}"
         raise InputError(f"precision: needs a PyTorch module, the model is {given}")
-    surrogate = None if spec.surrogate is None else _surrogate(spec, spec.surrogate, model, attacked, note)
+    surrogate = _surrogate(spec, model, attacked, note)
     if surrogate is not None:
         recorded["surrogate"] = models.fingerprint(surrogate)
     loaded = Loaded(spec, model, learned, attacked, len(whole), held_out, recorded, surrogate)
@@ -147,11 +147,11 @@ def load(spec: AuditSpec, note: Callable[[str], None]) -> Loaded:
     return loaded
 
 
-def _surrogate(
-    spec: AuditSpec, address: str, model: Target, attacked: Dataset, note: Callable[[str], None]
-) -> ModuleTarget:
-    """The attacker's own model, asked once."""
-    found = models.load(address, device=spec.device, batch_size=spec.batch_size, on_note=note)
+def _surrogate(spec: AuditSpec, model: Target, attacked: Dataset, note: Callable[[str], None]) -> ModuleTarget | None:
+    """The attacker's own model, asked once; None where there is none."""
+    if spec.surrogate is None:
+        return None
+    found = models.load(spec.surrogate, device=spec.device, batch_size=spec.batch_size, on_note=note)
     if not isinstance(found, ModuleTarget):
         raise InputError(f"surrogate: must be a PyTorch model, got a {type(found).__name__}")
     check_surrogate(found, model.num_classes, model.bounds)

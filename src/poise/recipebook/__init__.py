@@ -24,7 +24,7 @@ __all__ = [
     "ball",
     "check_eight_bit",
     "check_norm",
-    "check_surrogate",
+    "check_takes_surrogate",
     "recipe",
     "recipes",
     "run_recipe",
@@ -100,7 +100,7 @@ def run_recipe(
     """
     found, constraint = recipe(name), ball(norm, eps)
     if surrogate is not None:
-        check_surrogate((name,))
+        check_takes_surrogate((name,))
     if eight_bit:
         check_eight_bit(name)
         box = Box(*target.bounds)
@@ -121,7 +121,7 @@ def check_eight_bit(name: str) -> None:
         raise InputError(f"eight-bit: an attack of another library cannot be kept to 8-bit values, got {name}")
 
 
-def check_surrogate(names: tuple[str, ...]) -> None:
+def check_takes_surrogate(names: tuple[str, ...]) -> None:
     """Refuses a surrogate where no recipe of these names can use one.
 
     Raises:

@@ -75,10 +75,10 @@ def _known(setting: Setting) -> tuple[Search, ...]:
 
 def light(setting: Setting) -> Search:
     """Scores alone: random search on the same losses, free to cross the boundary, with a learned response."""
-    return Cascade((*_random_search(LearnedSquares(surrogate=setting.surrogate), 0.0, setting.budget - 1),))
+    return Cascade(_random_search(LearnedSquares(surrogate=setting.surrogate), 0.0, setting.budget - 1))
 
 
-def _random_search(learned: LearnedSquares | None, above: float, queries: int) -> list[Stage]:
+def _random_search(learned: LearnedSquares | None, above: float, queries: int) -> tuple[Stage, ...]:
     """First all classes at once, `learned` before plain squares; then, from the best point, the highest class."""
     spread, stages = max(queries * 6 // 10, 1), []
     if learned is not None:
@@ -88,7 +88,7 @@ def _random_search(learned: LearnedSquares | None, above: float, queries: int) -
         squares = Square(p=0.2, start="best", horizon=HORIZON, strict=False)
         stages.append(Stage(squares, above=above, queries=spread))
     peak = Square(p=0.1, start="best", horizon=HORIZON, strict=False, aim=4.0)
-    return [*stages, Stage(peak, above=above)]
+    return *stages, Stage(peak, above=above)
 
 
 _OVER = OCA(tol=1e-3, follow="cross-entropy")

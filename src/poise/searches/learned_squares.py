@@ -135,7 +135,7 @@ class LearnedSquares:
                     turns.share(tried=int(own))
                 by_model = rng.uniform("kind", i, ids) < turns.likely() if i >= self.warm_up else ~by_model
                 rows = by_model.nonzero()[:, 0]
-                walked = known.of(rows).walk(problem, x[rows], z[rows], ids[rows], reach[rows], i, self.square.aim)
+                walked = known.of(rows).walk(problem, x[rows], z[rows], ids[rows], reach[rows], i, self._aim(ids[rows]))
                 candidate = candidate.index_copy(0, rows, walked)
             reply = yield Ask(candidate, ids, aim=self._aim(ids))
             better = (reply.loss < loss) & (reply.accept if how.strict else True)
@@ -171,21 +171,21 @@ class Expected:
     twin: Transfer | None
 
     def walk(
-        self, problem: Problem, x: Tensor, z: Tensor, ids: Tensor, reach: Tensor, step: int, aim: float | None
+        self, problem: Problem, x: Tensor, z: Tensor, ids: Tensor, reach: Tensor, step: int, aim: Tensor | None
     ) -> Tensor:
         """(m, C, H, W) where the goal's loss is expected lowest within reach of x, and a random pattern on top."""
         assert problem.judge is not None
         ball, clean, tiles = problem.constraint, problem.clean[ids], self.model.tiles
         length = per_row(2 * ball.eps * reach, x)
-        aims = None if aim is None else torch.full(ids.shape, aim, device=ids.device)
+        loss = partial(_loss, problem.judge, ids, aim)
         nearest, steps = x, WALK if self.twin is None else TWIN_WALK
         for number in range(steps):
             expected = z + self.model.rise(nearest - x)
             if self.twin is None:
-                pull = self.model.pull(slope(problem.judge, expected, ids, aims))
+                pull = self.model.pull(slope(problem.judge, expected, ids, aim))
             else:
-                rise, pull = self.twin.slope(nearest, ids, partial(_after, problem.judge, expected, ids, aims))
-                pull = pull + self.model.pull(slope(problem.judge, expected + rise, ids, aims))
+                rise, pull = self.twin.slope(nearest, ids, expected, loss)
+                pull = pull + self.model.pull(slope(problem.judge, expected + rise, ids, aim))
             part = length * ((1 - number / steps) * 3 / steps)
             nearest = ball.project(nearest - part * ball.steepest(pull), clean, problem.box)
         signs = problem.rng.signs("jitter", step, ids, (tiles.number,)).to(x.dtype).mul(2).sub(1)
@@ -255,13 +255,13 @@ def slope(judge: Judge, logits: Tensor, ids: Tensor, aim: Tensor | None) -> Tens
     """(m, K) d loss / d logits of answers that nobody gave; zeros where the goal's loss has no slope."""
     with torch.inference_mode(False), torch.enable_grad():
         supposed = logits.clone().requires_grad_(True)
-        loss = judge(Outputs(supposed, OutputKind.LOGITS), ids.clone(), None if aim is None else aim.clone())
+        loss = _loss(judge, ids, aim, supposed)
         if not loss.requires_grad:
             return torch.zeros_like(logits)
         (found,) = torch.autograd.grad(loss.sum(), supposed)
     return found.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _after(judge: Judge, logits: Tensor, ids: Tensor, aim: Tensor | None, rise: Tensor) -> Tensor:
-    """The goal's loss (m,) of logits (m, K) that have risen (m, K)."""
-    return judge(Outputs(logits + rise, OutputKind.LOGITS), ids.clone(), None if aim is None else aim.clone())
+def _loss(judge: Judge, ids: Tensor, aim: Tensor | None, logits: Tensor) -> Tensor:
+    """The goal's loss (m,) of logits (m, K)."""
+    return judge(Outputs(logits, OutputKind.LOGITS), ids.clone(), None if aim is None else aim.clone())

@@ -61,6 +61,26 @@ def product(matrices: Tensor, vectors: Tensor) -> Tensor:
     return (matrices * vectors[:, None]).sum(dim=2)
 
 
+def regress(slopes: Tensor, doubt: Tensor, seen: Tensor, error: Tensor, noise: Tensor, known: Tensor) -> Tensor:
+    """One step of recursive least squares, in place: what was seen was answered with an error.
+
+    Args:
+        slopes: (m, K, d) posterior means. doubt: (m, d, d) covariance of each of their rows.
+        seen: (m, d). error: (m, K) of the prediction slopes seen. noise: (m,) variance of the answer.
+        known: (m,) bool, rows that teach.
+
+    Returns:
+        (m,) bool, rows that taught something: known, of a finite error and a positive variance.
+    """
+    spread = product(doubt, seen)
+    variance = (seen * spread).sum(dim=1) + noise
+    known = known & (variance > 0) & error.isfinite().all(dim=1)
+    gain = torch.where(known[:, None], spread / variance.clamp_min(1e-30)[:, None], 0)
+    slopes += torch.where(known[:, None], error, 0)[:, :, None] * gain[:, None]
+    doubt -= gain[:, :, None] * spread[:, None]
+    return known
+
+
 @dataclass
 class Slopes:
     """The expected response J (m, K, d) of m samples."""
@@ -93,14 +113,8 @@ class Responses(Slopes):
     def learn(self, change: Tensor, rise: Tensor, known: Tensor) -> None:
         """change (m, C, H, W) moved the logits by rise (m, K); rows where known (m,) is False teach nothing."""
         seen = self.tiles.seen(change)
-        spread = product(self.doubt, seen)
         size = (change / self.tiles.eps).square().flatten(1).mean(dim=1)
-        variance = (seen * spread).sum(dim=1) + self.noise * size
-        known = known & (variance > 0) & rise.isfinite().all(dim=1)
-        gain = torch.where(known[:, None], spread / variance.clamp_min(1e-30)[:, None], 0)
-        surprise = torch.where(known[:, None], rise - product(self.slopes, seen), 0)
-        self.slopes += surprise[:, :, None] * gain[:, None]
-        self.doubt -= gain[:, :, None] * spread[:, None]
+        regress(self.slopes, self.doubt, seen, rise - product(self.slopes, seen), self.noise * size, known)
 
     def of(self, rows: Tensor) -> Slopes:
         """What is expected of these samples."""

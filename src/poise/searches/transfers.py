@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poise.errors import InputError
-from poise.searches.responses import product
+from poise.searches.responses import product, regress
 from poise.targets.base import DifferentiableTarget
 from poise.types import Access, Outputs
 
@@ -76,26 +76,20 @@ class Transfer:
         """
         logits, rise = self.surrogate.query(x, ids).logits.to(self.told.dtype), centred(rise)
         change = centred(logits - self.told)
-        seen = change.gather(1, self.columns)
-        spread = product(self.doubt, seen)
-        variance = (seen * spread).sum(dim=1) + NOISE * change.square().mean(dim=1)
-        known = known & (variance > 0) & rise.isfinite().all(dim=1) & logits.isfinite().all(dim=1)
-        gain = torch.where(known[:, None], spread / variance.clamp_min(1e-30)[:, None], 0)
-        surprise = torch.where(known[:, None], rise - self.rise(logits), 0)
-        self.shares += surprise[:, :, None] * gain[:, None]
-        self.doubt -= gain[:, :, None] * spread[:, None]
+        seen, noise = change.gather(1, self.columns), NOISE * change.square().mean(dim=1)
+        known = regress(self.shares, self.doubt, seen, rise - self.rise(logits), noise, known)
         left = torch.where(known[:, None], rise - self.rise(logits), torch.nan)
         self.told = torch.where(moved[:, None], logits, self.told)
         return left
 
-    def slope(self, x: Tensor, ids: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """Expected rise (m, K) at x, and the slope (m, C, H, W) of its loss, through the surrogate."""
+    def slope(self, x: Tensor, ids: Tensor, logits: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Expected rise (m, K) at x, and the slope (m, C, H, W) of the loss of logits that rise so, by the surrogate.
 
-        with torch.inference_mode(False):  # what is saved for a backward pass must be no inference tensor
-            known = Transfer(self.surrogate, *(part.clone() for part in self._parts()))
+        To be asked of what `of` gave.
+        """
 
         def expected(outputs: Outputs) -> Tensor:
-            return loss(known.rise(outputs.logits))
+            return loss(logits + self.rise(outputs.logits))
 
         outputs, down = self.surrogate.gradient(x, ids, expected)
         return self.rise(outputs.logits), down.to(x.dtype).nan_to_num(0.0, 0.0, 0.0)
@@ -105,7 +99,8 @@ class Transfer:
 
     def of(self, rows: Tensor) -> Transfer:
         """What is known of these samples, or of those marked in a mask."""
-        return Transfer(self.surrogate, *(part[rows] for part in self._parts()))
+        with torch.inference_mode(False):  # what is saved for a backward pass must be no inference tensor
+            return Transfer(self.surrogate, *(part[rows] for part in self._parts()))
 
 
 def transfer(surrogate: DifferentiableTarget, x: Tensor, ids: Tensor) -> Transfer:

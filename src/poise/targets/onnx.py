@@ -45,8 +45,8 @@ class OnnxTarget:
         bounds: lowest and highest legal pixel value.
         device: "cpu", or "cuda" where ONNX Runtime is the build for it.
         batch_size: most images per run. A file with a fixed batch gets that many, the last of them repeated to fill up.
-        seconds: how long a run may take for each of its images; a file can hold a loop without an end.
         threads: of ONNX Runtime's operators; as many as torch uses where None.
+        seconds: how long a run may take for each of its images; a file can hold a loop without an end.
 
     Attributes:
         fingerprint: sha256 of what was read, see `onnx_fingerprint`.
@@ -108,6 +108,7 @@ class OnnxTarget:
         self.bounds = (float(bounds[0]), float(bounds[1]))
         self.num_classes = classes
         self.batch_size, self._seconds = batch_size, seconds
+        self._options = needs_onnx("onnxruntime", "OnnxTarget").RunOptions
         self._fixed = self._input.shape[0] if self._input.shape and isinstance(self._input.shape[0], int) else None
         if self._fixed is not None and self._fixed < 1:
             raise InputError(f"OnnxTarget: '{file}' must take at least one image, its fixed batch is {self._fixed}")
@@ -139,7 +140,7 @@ class OnnxTarget:
         if self._fixed is not None and len(points) < self._fixed:
             points = torch.cat([points, points[-1:].expand(self._fixed - len(points), *points.shape[1:])])
         images = points.to(self._dtype).contiguous().cpu().numpy()
-        options = needs_onnx("onnxruntime", "OnnxTarget").RunOptions()
+        options = self._options()
         options.log_severity_level = 4
         allowed = self._seconds * len(images)
         clock = threading.Timer(allowed, setattr, (options, "terminate", True))

@@ -59,14 +59,13 @@ def refusal(line: str) -> str | None:
     command, rest, name = typer.main.get_command(app), shlex.split(line)[1:], "poise"
     context: Any = None
     try:
-        while True:
-            if not rest:
-                return None
+        while rest:
             context = command.make_context(name, rest, parent=context)
-            if not hasattr(command, "resolve_command"):
-                return None
             rest = [*context._protected_args, *context.args]
+            if not rest or not hasattr(command, "resolve_command"):
+                return None
             name, command, rest = command.resolve_command(context, rest)
+        return None
     except typer.Exit:
         return None
     except UsageError as error:
@@ -117,6 +116,7 @@ def test_an_option_and_a_name_that_do_not_exist_are_found() -> None:
     assert "--bugdet" in (refusal("poise audit --bugdet 3") or "")
     assert refusal("poise defend fitt") is not None
     assert refusal("poise bench run --help") is None
+    assert refusal("poise --help") is None
     assert unknown("poise audit --recipes sa-mna,sa-mma --defenses ts,tz") == ["sa-mna", "tz"]
     assert unknown("poise bench run calibration/t99") == ["calibration/t99"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from poise.errors import BudgetError, InputError, MissingExtraError, PoiseError, one_of
-from poise.types import Access, OutputKind, Outputs
+from poise.types import Access, OutputKind, Outputs, Seen
 from toys import outputs
 
 
@@ -53,6 +53,33 @@ def test_views_are_float64_and_tell_apart_what_float32_cannot() -> None:
 def test_views_are_computed_once() -> None:
     answer = outputs([0.5, 0.5])
     assert answer.probabilities is answer.probabilities
+
+
+def margin_of(answer: Outputs, classes: torch.Tensor) -> torch.Tensor:
+    return answer.logits.gather(1, classes[:, None])[:, 0]
+
+
+def test_a_detached_answer_keeps_what_was_computed() -> None:
+    scores = torch.rand(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    answer, classes, ids = Outputs(scores), torch.tensor([1, 2, 3]), torch.tensor([2, 1, 0])
+    figure, known = answer.once(margin_of, classes, ids), answer.log_probabilities
+    detached = answer.detached()
+    assert not detached.scores.requires_grad
+    assert detached.log_probabilities.data_ptr() == known.data_ptr()
+    assert not detached.log_probabilities.requires_grad
+    with torch.no_grad():
+        again = detached.once(margin_of, classes, ids)
+    assert again.data_ptr() == figure.data_ptr()
+    assert not again.requires_grad
+    assert known.requires_grad  # the answer itself is as it was
+    assert "probabilities" not in vars(detached)
+    assert torch.equal(detached.probabilities, answer.probabilities)
+
+
+def test_a_tensor_of_inference_mode_is_never_recognised() -> None:
+    with torch.inference_mode():
+        rows = torch.arange(3)
+        assert not Seen(rows).again(rows)
 
 
 def test_no_rows() -> None:

@@ -38,6 +38,30 @@ def exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+class Seen:
+    """Recognises a tensor: the very same one, and nobody has written into it since.
+
+    >>> import torch
+    >>> rows = torch.arange(3)
+    >>> seen = Seen(rows)
+    >>> seen.again(rows), seen.again(rows.clone()), seen.again(rows.add_(1))
+    (True, False, False)
+    """
+
+    __slots__ = ("_tensor", "_writes")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._writes = tensor, _writes(tensor)
+
+    def again(self, tensor: Tensor) -> bool:
+        """It is this one; never for tensors of which torch does not count who writes into them (inference mode)."""
+        return tensor is self._tensor and self._writes is not None and _writes(tensor) == self._writes
+
+
+def _writes(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
 @dataclass(frozen=True)
 class Outputs:
     """Answers of a target for m points.
@@ -57,16 +81,25 @@ class Outputs:
 
     scores: Tensor
     kind: OutputKind = OutputKind.LOGITS
-    _known: dict[object, tuple[Tensor, Tensor, Tensor]] = field(
+    _known: dict[tuple[Figure, int, int, bool], tuple[Tensor, Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def once(self, figure: Callable[[Outputs, Tensor], Tensor], classes: Tensor, ids: Tensor) -> Tensor:
+    def once(self, figure: Figure, classes: Tensor, ids: Tensor) -> Tensor:
         """figure(self, classes[ids]), (m,); computed once for these very tensors, however often a goal asks."""
         key = (figure, id(classes), id(ids), torch.is_grad_enabled())
         if key not in self._known:  # the tensors are kept, so that no other gets their identity
-            self._known[key] = (classes, ids, figure(self, classes[ids]))
+            self._known[key] = (classes, ids, figure(self, classes.index_select(0, ids)))
         return self._known[key][2]
+
+    def detached(self) -> Outputs:
+        """The same answer without its graph. Views and figures that were computed come along."""
+        answer = Outputs(self.scores.detach(), self.kind)
+        views = {name: view for name, view in vars(self).items() if name in _VIEWS}
+        vars(answer).update({name: view.detach() for name, view in views.items()})
+        for (figure, classes, ids, _), (kept_classes, kept_ids, value) in self._known.items():
+            answer._known[figure, classes, ids, False] = kept_classes, kept_ids, value.detach()
+        return answer
 
     @cached_property
     def logits(self) -> Tensor:
@@ -95,6 +128,12 @@ class Outputs:
     def confidence(self) -> Tensor:
         """(m,) probability of the predicted class, in [1/K, 1]."""
         return self.probabilities.amax(dim=1)
+
+
+Figure = Callable[[Outputs, Tensor], Tensor]
+"""A number (m,) of answers and of a class (m,) for each."""
+
+_VIEWS = {name for name, view in vars(Outputs).items() if isinstance(view, cached_property)}
 
 
 @dataclass(frozen=True, slots=True)

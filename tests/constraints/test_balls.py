@@ -267,3 +267,24 @@ def test_balls_are_values(ball: type) -> None:
     assert ball(0.1) == ball(0.1) != ball(0.2)
     with pytest.raises(AttributeError):
         ball(0.1).eps = 0.2
+
+
+def test_a_projection_of_another_type_or_of_several_points_around_one_image() -> None:
+    ball, box = Linf(0.1), Box(0.0, 1.0)
+    clean = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = clean.double() + torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.minimum(torch.maximum(x, clean - 0.1), clean + 0.1).clamp(0, 1)
+    before = x.clone(), clean.clone()
+    found = ball.project(x, clean, box)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, expected)
+    assert torch.equal(x, before[0])
+    assert torch.equal(clean, before[1])
+
+
+def test_a_projection_has_a_gradient() -> None:
+    clean = torch.full((1, 1, 1, 3), 0.5)
+    x = torch.tensor([[[[0.45, 0.55, 0.8]]]], requires_grad=True)
+    Linf(0.1).project(x, clean, Box(0.0, 1.0)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [1.0, 1.0, 0.0]

@@ -166,6 +166,34 @@ def test_last_row_and_column_are_reached_only_if_inclusive(kind: type[Squares], 
     assert bool((touched[:, -1] > 0).any()) is inclusive
 
 
+def alone(clean: Tensor, x: Tensor, ids: Tensor, share: float, step: int) -> Tensor:
+    """The candidates of squares that have made nothing ahead."""
+    return LinfSquares(problem(clean, Linf(0.1), box=WIDE), inclusive=True).propose(x, ids, share, step)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_windows_made_ahead_are_those_of_their_step(share: float) -> None:
+    """Whatever was asked for before: other steps, other samples, another side, ids that were written into."""
+    clean = torch.rand(5, 3, 9, 8, generator=generator(3), dtype=torch.float64)
+    squares = LinfSquares(problem(clean, Linf(0.1), box=WIDE), inclusive=True)
+    everyone, some = torch.arange(5), torch.tensor([3, 1])
+    x, asked = clean.clone(), 0
+    for step in range(80):
+        ids = some if 40 <= step < 50 else everyone
+        if step == 60:
+            everyone[:2] = torch.tensor([1, 0])
+            x = x[[1, 0, 2, 3, 4]]
+        part = x[ids] if ids is some else x
+        now = 0.5 if step == 20 else share
+        expected = alone(clean, part, ids, now, step)
+        move = squares.move(part.clone(), ids, now, step)
+        assert torch.equal(move.x, expected), step
+        asked += len(squares.cut.steps) > 1
+        if ids is not some:
+            x = torch.where((torch.arange(5) % 2 == step % 2).view(-1, 1, 1, 1), expected, x)
+    assert asked > 40  # the lookahead was at work
+
+
 def test_linf_signs_are_redrawn_where_they_would_change_nothing() -> None:
     """x is already +eps everywhere: of 400 first draws half would repeat it, of four in a row a sixteenth."""
     clean = torch.full((400, 1, 6, 6), 0.5, dtype=torch.float64)

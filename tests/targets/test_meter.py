@@ -34,6 +34,31 @@ def test_counts_per_sample_and_passes_names_on() -> None:
     assert ledger.spent >= 3
 
 
+def test_counts_of_the_same_samples_in_a_row() -> None:
+    """Counted when somebody looks; a search that writes into its ids changes no count of the past."""
+    ledger, target = meter(20)
+    ids = torch.tensor([2, 0])
+    for _ in range(3):
+        ledger.query(CASE.images[ids], ids)
+    ids[0] = 1
+    ledger.gradient(CASE.images[ids], ids, loss)
+    ledger.query(CASE.images[ids], ids)
+    assert ledger.queries.tolist() == [5, 2, 3, 0] == target.counted(CASE.ids, gradients=False)
+    assert ledger.gradients.tolist() == [1, 1, 0, 0] == target.counted(CASE.ids, gradients=True)
+    assert ledger.queries.tolist() == [5, 2, 3, 0]  # looking counts nothing twice
+
+
+def test_counts_in_inference_mode() -> None:
+    """There torch does not say whether a tensor was written into."""
+    with torch.inference_mode():
+        ledger, target = meter(20)
+        ids = torch.tensor([2, 0])
+        ledger.query(CASE.images[ids], ids)
+        ids[0] = 1
+        ledger.query(CASE.images[ids], ids)
+        assert ledger.queries.tolist() == [2, 1, 1, 0] == target.counted(CASE.ids, gradients=False)
+
+
 def test_the_earlier_points_of_a_sample_come_first() -> None:
     ledger, _ = meter(3)
     ledger.query(CASE.images[[0, 1]], torch.tensor([0, 1]))

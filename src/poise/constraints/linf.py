@@ -30,8 +30,10 @@ class Linf:
 
     def project(self, x: Tensor, clean: Tensor, box: Box) -> Tensor:
         """The nearest point of ball and box (for this norm the two commute)."""
-        above = torch.maximum(x, clean - self.eps)  # clamp between two tensors takes twice as long
-        return torch.minimum(above, clean + self.eps).clamp_(box.low, box.high)
+        low, high = clean - self.eps, clean + self.eps
+        buffer = None if x.requires_grad or (x.shape, x.dtype) != (low.shape, low.dtype) else low
+        above = torch.maximum(x, low, out=buffer)  # clamp between two tensors takes twice as long
+        return torch.minimum(above, high, out=buffer).clamp_(box.low, box.high)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The gradient's signs."""
@@ -44,7 +46,7 @@ class Linf:
 
     def distance(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) largest absolute change."""
-        return (x - clean).flatten(1).abs().amax(dim=1)
+        return (x - clean).flatten(1).abs_().amax(dim=1)
 
     def contains(self, x: Tensor, clean: Tensor) -> Tensor:
         """(m,) bool: no pixel changed by more than eps."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poise.rng import Rng
-from poise.types import Access, Outputs
+from poise.types import Access, OutputKind, Outputs, exact
 
 
 class Objective(Protocol):
@@ -76,6 +76,10 @@ class Bound:
         return torch.zeros_like(ids, dtype=torch.bool)
 
 
+_MANY = 64
+"""Classes beyond which the label is slow to find on a CPU."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Around(Bound):
     """Another bound goal in every respect; wrappers change one of them."""
@@ -106,7 +110,7 @@ class LabelKeeping(Bound):
     """A goal whose results keep the clean prediction."""
 
     def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return outputs.labels == self.k[ids]
+        return predicted(outputs, self.k, ids)
 
 
 def downwards(clean: Outputs) -> Tensor:
@@ -129,8 +133,21 @@ def best_other(values: Tensor, classes: Tensor) -> Tensor:
     return values.scatter(1, classes[:, None], -torch.inf).amax(dim=1)
 
 
+def predicted(outputs: Outputs, classes: Tensor, ids: Tensor) -> Tensor:
+    """(m,) bool: the answers' labels are those of their samples in classes (n,)."""
+    many = outputs.scores.shape[1] > _MANY and ids.device.type == "cpu"
+    if "labels" not in vars(outputs) and many:  # the margin is cheaper then, and asked for anyway
+        margin = outputs.once(logit_margin, classes, ids)
+        if not bool((margin == 0).any()):
+            return margin > 0
+    return outputs.labels == classes.index_select(0, ids)
+
+
 def logit_margin(outputs: Outputs, classes: Tensor) -> Tensor:
     """(m,) z_c - max_{j != c} z_j; negative where another class wins."""
+    if outputs.kind is OutputKind.LOGITS and "logits" not in vars(outputs):  # chosen first, widened then
+        wide = exact(outputs.scores.device)
+        return of_class(outputs.scores, classes).to(wide) - best_other(outputs.scores, classes).to(wide)
     return of_class(outputs.logits, classes) - best_other(outputs.logits, classes)
 
 

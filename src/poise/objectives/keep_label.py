@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from poise.errors import InputError
-from poise.objectives.base import Around, Bound, Objective, probability_gap
+from poise.objectives.base import Around, Bound, Objective, predicted, probability_gap
 from poise.rng import Rng
 from poise.types import Access, Outputs
 
@@ -17,7 +17,7 @@ class _Kept(Around):
     label_margin: float
 
     def accept(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        kept = outputs.labels == self.k[ids]
+        kept = predicted(outputs, self.k, ids)
         if self.label_margin > 0:
             kept = kept & (outputs.once(probability_gap, self.k, ids) > self.label_margin)
         return kept & self.inner.accept(outputs, ids)

@@ -14,6 +14,7 @@ from poise.objectives.base import (
     downwards,
     logit_margin,
     of_class,
+    predicted,
     probability_gap,
     upwards,
 )
@@ -32,7 +33,7 @@ class _AwayFrom(Bound):
         return outputs.once(logit_margin, self.y, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return (outputs.labels != self.y[ids]) & self.stop
+        return ~predicted(outputs, self.y, ids) & self.stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class _LogProbability(_AwayFrom):
 @dataclass(frozen=True, kw_only=True)
 class _Label(_AwayFrom):
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return (outputs.labels == self.y[ids]).double()
+        return predicted(outputs, self.y, ids).double()
 
     def merit(self, outputs: Outputs, ids: Tensor) -> Tensor:
         return self.loss(outputs, ids)
@@ -174,7 +175,7 @@ class _Labelled(_Towards):
         return -outputs.once(logit_margin, self.target, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return (outputs.labels == self.target[ids]) & self.stop
+        return predicted(outputs, self.target, ids) & self.stop
 
 
 @dataclass(frozen=True, kw_only=True)

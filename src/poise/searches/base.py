@@ -55,7 +55,8 @@ class Reply:
     Args:
         loss: (m,) what the search follows, lower is better; +inf where a point was not evaluated (its budget is spent).
         accept: (m,) bool, the point would do as a result.
-        active: (n,) bool, samples neither done nor out of budget; a search asks for these alone.
+        active: (n,) bool, samples neither done nor out of budget; a search asks for these alone. The very tensor of the
+            last reply where nobody has ended since.
         grad: (m, C, H, W) or None.
         outputs: the answers themselves, where the driver hands them on; valid until the next ask.
 
@@ -134,7 +135,7 @@ def running(active: Tensor, ids: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
 
 def marked(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
     """The rows of each part that are marked in mask (m,); on a CPU several times faster than indexing by the mask."""
-    rows = mask.nonzero()[:, 0]
+    rows = mask.nonzero().view(-1)
     return tuple(part.index_select(0, rows) for part in parts)
 
 

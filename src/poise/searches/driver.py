@@ -18,7 +18,7 @@ from poise.searches.base import Ask, Problem, Reply, Search, Steps, marked
 from poise.searches.grid import steps_of
 from poise.targets.base import Target
 from poise.targets.meter import Meter
-from poise.types import Outputs, exact
+from poise.types import Outputs, Seen, exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,11 @@ def _write(kept: Tensor, ids: Tensor, rows: Tensor) -> None:
 
 @dataclass
 class Run:
-    """State, and in the end outcome, of one driven search over n samples (tensors on the target's device)."""
+    """State, and in the end outcome, of one driven search over n samples (tensors on the target's device).
+
+    `active` stays one and the same tensor as long as no sample has `ended`, so that nobody need look at it again;
+    `anyone` is whether it marks any, None where nobody has looked.
+    """
 
     problem: Problem
     meter: Meter
@@ -86,7 +90,9 @@ class Run:
     zero_gradients: Tensor
     aside: Tensor | None
     active: Tensor
-    checked: tuple[Tensor, int] | None = None
+    anyone: bool | None = None
+    ended: bool = False
+    checked: tuple[Seen, int] | None = None
     curve: list[tuple[int, Tensor]] = field(default_factory=list)
     trace: list[Traced] = field(default_factory=list)
 
@@ -167,9 +173,11 @@ class Driver:
 
     def _may_go_on(self, ask: Ask, run: Run) -> bool:
         """False where a search asks on although nobody is active; looked at on the CPU, or at the budget's end."""
-        if ask.ids.device.type == "cpu" or run.meter.spent >= self.budget:
-            return bool(run.active.any())
-        return True
+        if ask.ids.device.type != "cpu" and run.meter.spent < self.budget:
+            return True
+        if run.anyone is None:
+            run.anyone = bool(run.active.any())
+        return run.anyone
 
     def _keep_curve(self, run: Run, ask: Ask) -> None:
         """Keeps the best answers of the checkpoints that this ask would pass, before it is answered."""
@@ -184,7 +192,7 @@ class Driver:
             self.on_progress(Progress(answered, len(ask.ids), run.meter.spent, self.budget, 0, n, n))
 
     def _check_repeats(self, ask: Ask, run: Run) -> None:
-        if run.checked is not None and run.checked[0] is ask.ids and run.checked[1] == ask.repeats:
+        if run.checked is not None and run.checked[0].again(ask.ids) and run.checked[1] == ask.repeats:
             return  # the very samples of the last ask
         most = int(torch.bincount(ask.ids).max()) if len(ask.ids) else 0
         if most > ask.repeats:
@@ -192,7 +200,7 @@ class Driver:
                 f"{type(self.search).__name__}: an ask must declare how many points of one sample it holds, "
                 f"repeats={ask.repeats} was declared, {most} were found"
             )
-        run.checked = ask.ids, ask.repeats
+        run.checked = Seen(ask.ids), ask.repeats
 
     def _begin(self, problem: Problem, ask: Ask) -> tuple[Run, Reply]:
         """Answers the clean points and binds the objective from that same forward pass."""
@@ -274,15 +282,12 @@ class Driver:
             return Reply(nothing, nothing.bool(), _active(run), ask.x if ask.grad else None)
 
         def part_loss(answer: Outputs, rows: slice) -> Tensor:
-            return _loss(bound, answer, ids[rows], None if ask.aim is None else ask.aim[rows])
+            whole = len(answer.scores) == len(ids)
+            part, aim = (ids, ask.aim) if whole else (ids[rows], None if ask.aim is None else ask.aim[rows])
+            return _loss(bound, answer, part, aim)
 
         if ask.grad:
-            outputs, gradient = run.meter.gradient(
-                ask.x,
-                ids,
-                part_loss,
-                ask.repeats,
-            )
+            outputs, gradient = run.meter.gradient(ask.x, ids, part_loss, ask.repeats)
             _count_flat(run, ids, gradient)
         else:
             outputs = run.meter.query(ask.x, ids, ask.repeats)
@@ -309,7 +314,10 @@ def _loss(bound: Bound, outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Te
 def _count_flat(run: Run, ids: Tensor, gradient: Tensor) -> None:
     """Counts the gradients that are zero everywhere."""
     rows = gradient.flatten(1)
-    flat = (rows.amax(dim=1) == 0) & (rows.amin(dim=1) == 0)  # ten times faster than any()
+    highest = rows.amax(dim=1)
+    if highest.device.type == "cpu" and bool((highest > 0).all()):
+        return
+    flat = (highest == 0) & (rows.amin(dim=1) == 0)  # ten times faster than any()
     run.zero_gradients.index_add_(0, ids, flat.long())
 
 
@@ -327,24 +335,25 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
             return
     ids, x, best = ask.ids, ask.x, run.best
     merit, scores = run.bound.merit(outputs, ids), outputs.scores
-    better = accept & (merit < best.merit[ids])
-    finished = better & run.bound.done(outputs, ids)
+    better = accept & (merit < best.merit.index_select(0, ids))
     aside = run.bound.aside(outputs, ids)
     if aside is not None and run.aside is not None:
         lowest = torch.where(_inside(run.problem, x, ids), aside, torch.inf).to(run.aside.dtype)
         run.aside.scatter_reduce_(0, ids, lowest, reduce="amin")
-    if x.device.type == "cpu":  # mostly few are better; elsewhere to know how many would cost a synchronisation
+    near = x.device.type == "cpu"  # mostly few are better; elsewhere to know how many would cost a synchronisation
+    if near and not bool(better.any()):
+        return
+    finished = better & run.bound.done(outputs, ids)
+    if near:
         better, ids, x, scores, merit, finished = marked(better, better, ids, x, scores, merit, finished)
-        if not len(ids):
-            return
     inside = _inside(run.problem, x, ids)
     better, finished = better & inside, finished & inside
     if ask.repeats > 1:  # several points of one sample: its best alone, so that no row is written twice
         better = better & _best_of_each(ids, torch.where(better, merit, torch.inf))
-    compact = x.device.type == "cpu" or ask.repeats > 1
+    compact = near or ask.repeats > 1
     if compact and not bool(better.all()):
         ids, x, scores, merit, finished = marked(better, ids, x, scores, merit, finished)
-    improved = run.meter.queries[ids]
+    improved = run.meter.queries.index_select(0, ids)
     if not compact:
         x = torch.where(better.view(-1, 1, 1, 1), x, best.x.index_select(0, ids))
         scores = torch.where(better[:, None], scores, best.scores.index_select(0, ids))
@@ -354,7 +363,8 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
         )
     best.take(ids, x, scores, merit)
     run.improved_at.index_copy_(0, ids, improved)
-    if x.device.type != "cpu" or bool(finished.any()):
+    if not near or bool(finished.any()):
+        run.ended = True
         first = finished & ~run.done[ids]
         run.queries_to_success[ids] = torch.where(first, run.meter.queries[ids], run.queries_to_success[ids])
         run.done[ids] |= finished
@@ -377,8 +387,10 @@ def _inside(problem: Problem, x: Tensor, ids: Tensor) -> Tensor:
 
 def _active(run: Run) -> Tensor:
     """(n,) bool: samples neither done nor out of budget; kept, as the driver looks at it before the next ask."""
-    run.active = ~run.done
-    if run.meter.spent >= run.problem.budget:
+    broke = run.meter.spent >= run.problem.budget
+    if run.ended or broke or run.done.device.type != "cpu":  # elsewhere nobody knows whether a sample has ended
+        run.active, run.anyone, run.ended = ~run.done, None, False
+    if broke:
         run.active &= run.meter.queries < run.problem.budget
     return run.active
 
@@ -387,7 +399,7 @@ def _verify(run: Run) -> None:
     """The last word on every result, from the tensor that is returned and the answer recorded for it."""
     clean, best = run.problem.clean, run.best
     ids = torch.arange(len(clean), device=clean.device)
-    moved = (best.x != clean).flatten(1).any(dim=1)
+    moved = (best.x != clean).flatten(1).view(torch.uint8).amax(dim=1) > 0  # three times faster than any()
     accept = run.bound.accept(Outputs(best.scores, run.clean.kind), ids)
     inside = run.problem.constraint.contains(best.x, clean) & run.problem.box.contains(best.x)
     if bool(((moved & ~(accept & inside)) | (best.merit > run.clean_merit)).any()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,24 +15,26 @@ from poise.searches.base import Ask, Problem, Reply, marked
 
 @dataclass(frozen=True, slots=True)
 class Iterate:
-    """State of m running samples: rows, points, losses and gradients there."""
+    """State of m running samples: rows, points, losses, gradients there, and who was active when they were chosen."""
 
     ids: Tensor
     x: Tensor
     loss: Tensor
     gradient: Tensor
+    active: Tensor | None = None
 
     def where(self, moved: Tensor, x: Tensor, reply: Reply) -> Iterate:
         """Samples marked in moved (m,) go to x with the reply's loss and gradient; the others stay."""
         assert reply.grad is not None
         if moved.device.type == "cpu" and bool(moved.all()):
-            return Iterate(self.ids, x, reply.loss, reply.grad)
+            return Iterate(self.ids, x, reply.loss, reply.grad, self.active)
         rows = moved.view(-1, 1, 1, 1)
         return Iterate(
             self.ids,
             torch.where(rows, x, self.x),
             torch.where(moved, reply.loss, self.loss),
             torch.where(rows, reply.grad, self.gradient),
+            self.active,
         )
 
     def only(self, keep: Tensor) -> Iterate:
@@ -66,8 +68,10 @@ def begin(
 
 def drop_finished(state: Iterate, reply: Reply) -> Iterate:
     """The samples that are still active (one look at the device)."""
+    if reply.active is state.active:
+        return state
     keep = reply.active[state.ids]
-    return state if bool(keep.all()) else state.only(keep)
+    return replace(state if bool(keep.all()) else state.only(keep), active=reply.active)
 
 
 def unit_sum(gradient: Tensor) -> Tensor:

@@ -66,14 +66,16 @@ class PGD:
         constraint, box, clean = problem.constraint, problem.box, problem.clean
         a = constraint.eps if self.step is None else self.step
         at = yield from begin(problem, random_start=self.random_start, fall_back=self.undo, jitter=self.jitter)
+        ids, x0 = at.ids, clean.index_select(0, at.ids)
         for t in range(self.steps):
-            if not len(at.ids):
+            if at.ids is not ids:
+                ids, x0 = at.ids, clean.index_select(0, at.ids)
+            if not len(ids):
                 return
             more = t + 1 < self.steps
-            candidate = constraint.project(
-                at.x - a * constraint.steepest(at.gradient), clean.index_select(0, at.ids), box
-            )
-            reply = yield Ask(candidate, at.ids, grad=more, step=a)
+            step = a * constraint.steepest(at.gradient)
+            candidate = constraint.project(torch.sub(at.x, step, out=step), x0, box)
+            reply = yield Ask(candidate, ids, grad=more, step=a)
             if more:
                 moved = reply.accept if self.undo else torch.ones_like(reply.accept)
                 at = drop_finished(at.where(moved, candidate, reply), reply)

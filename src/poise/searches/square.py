@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar, Literal
@@ -29,7 +30,7 @@ def fraction(p: float, iteration: int, horizon: int) -> float:
     [0.8, 0.8, 0.4, 0.2, 0.0015625]
     """
     rescaled = int(iteration / horizon * 10_000)
-    return p * 0.5 ** sum(rescaled > limit for limit in HALVINGS)
+    return p * 0.5 ** bisect_left(HALVINGS, rescaled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Square:
         """The search with what it asks for drawn from `squares`."""
         p = squares.p if self.p is None else self.p
         reply = yield Ask(problem.clean, problem.everyone)
-        ids = reply.active.nonzero()[:, 0]
+        active, ids = reply.active, reply.active.nonzero()[:, 0]
         x, loss = problem.clean[ids], reply.loss[ids]
         spent = 1
         if (self.start != "clean" or self.aim is not None) and len(ids):
@@ -94,7 +95,7 @@ class Square:
             x = torch.where(taken.view(-1, 1, 1, 1), first, x)
             known = loss if self.aim is None else torch.inf  # the clean answer is the goal's own loss: another scale
             loss, spent = torch.where(taken, reply.loss, known), 2
-            ids, x, loss = running(reply.active, ids, x, loss)
+            active, (ids, x, loss) = reply.active, running(reply.active, ids, x, loss)
         horizon = max(problem.budget - spent, 1) if self.horizon is None else self.horizon
         for i in count():
             if not len(ids):
@@ -104,7 +105,8 @@ class Square:
             better = (reply.loss < loss) & reply.accept if self.strict else reply.loss < loss
             x = move.settle(better)
             loss = torch.where(better, reply.loss, loss)
-            ids, x, loss = running(reply.active, ids, x, loss)
+            if reply.active is not active:
+                active, (ids, x, loss) = reply.active, running(reply.active, ids, x, loss)
 
     def _first(self, problem: Problem, squares: Proposals, ids: torch.Tensor) -> torch.Tensor:
         """Where the samples ids begin, if it is to be asked for."""

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from poise.constraints.l2 import per_row, unit
 from poise.searches.base import Problem
+from poise.types import Seen
 
 DRAWS = 4
 """Sign patterns drawn per linf square; the first that changes the image is used, so no query is spent on a copy."""
 
 STEPS_AHEAD, WORDS_AHEAD = 32, 2**18
-"""For how many steps random bits are made at once at most, and how many 64-bit words."""
+"""For how many steps random bits and windows are made at once at most, and how many numbers."""
 
 
 class Move(Protocol):
@@ -128,13 +129,47 @@ class Draws:
         self.most = max(min(STEPS_AHEAD, WORDS_AHEAD // max(len(self.everyone) * number, 1)), 1)
         self.steps, self.bits = range(0), self.everyone
 
-    def at(self, step: int, ids: Tensor) -> Tensor:
-        """(m, number) int64, every bit a fair coin; `rng.bits("square", step, ids, (number,))`."""
+    def ahead(self, step: int, ids: Tensor, most: int) -> Tensor:
+        """(b, m, number) int64, every bit a fair coin, for this step and up to `most` - 1 that follow.
+
+        Row j is `rng.bits("square", step + j, ids, (number,))`.
+        """
         if step not in self.steps:
             ahead = min(2 * len(self.steps), self.most) if step == self.steps.stop and self.steps else 1
             self.steps = range(step, step + ahead)
             self.bits = self.rng.bits_of("square", self.steps, self.everyone, (self.number,))
-        return self.bits[step - self.steps.start].index_select(0, ids)
+        first = step - self.steps.start
+        return self.bits[first : first + most].index_select(1, ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The linf windows of consecutive steps for the same m samples, made at once.
+
+    Args:
+        ids: recognises the samples.
+        side: s of the windows.
+        steps: which steps; each of the following has one tensor per step.
+        index: (m, C, s * s) positions of each window in an image flattened over rows and columns.
+        up, down: (m, C, s * s) what the pixels may become.
+        signs: (m, DRAWS, C) which of the two each drawn pattern takes.
+        after: (m, C, s * s) the windows by the first pattern.
+        first: (m, C) their first pixels.
+    """
+
+    ids: Seen
+    side: int
+    steps: range
+    index: tuple[Tensor, ...]
+    up: tuple[Tensor, ...]
+    down: tuple[Tensor, ...]
+    signs: tuple[Tensor, ...]
+    after: tuple[Tensor, ...]
+    first: tuple[Tensor, ...]
+
+    def holds(self, ids: Tensor, side: int, step: int) -> bool:
+        """These are the windows of this step."""
+        return step in self.steps and side == self.side and self.ids.again(ids)
 
 
 class LinfSquares(Squares):
@@ -148,6 +183,7 @@ class LinfSquares(Squares):
         self.flat_clean = problem.clean.reshape(-1)
         self.planes = torch.arange(n * self.channels, device=self.flat_clean.device).view(n, -1, 1) * pixels
         self.draws = Draws(problem, 2 + DRAWS * self.channels)
+        self.cut: Cut | None = None
 
     def side(self, share: float) -> int:
         """round(sqrt(share * H * W)), at least 1 and short of the image's shorter side."""
@@ -168,21 +204,59 @@ class LinfSquares(Squares):
         return self.move(x.clone(), ids, share, step).x
 
     def move(self, x: Tensor, ids: Tensor, share: float, step: int) -> Windows:
-        s, box = self.side(share), self.problem.box
-        bits = self.draws.at(step, ids)
-        index = self.index(*self.corner(bits[:, :2], s), s)
+        cut = self._windows(ids, self.side(share), step)
+        at = step - cut.steps.start
+        flat = x.view(*x.shape[:2], -1)
+        now = flat.gather(2, cut.index[at])
+        after = self._changing(cut, at, now)
+        flat.scatter_(2, cut.index[at], after)
+        return Windows(x, cut.index[at], now, after)
+
+    def _windows(self, ids: Tensor, s: int, step: int) -> Cut:
+        """The windows of this step; those of more and more steps at once while samples and side stay the same."""
+        cut = self.cut
+        if cut is None or not cut.holds(ids, s, step):
+            following = cut is not None and step == cut.steps.stop and cut.ids.again(ids)
+            most = min(2 * len(cut.steps), STEPS_AHEAD) if cut is not None and following else 1
+            numbers = max(len(ids) * self.channels * s * s, 1)
+            self.cut = cut = self._cut(ids, s, step, max(min(most, WORDS_AHEAD // numbers), 1))
+        return cut
+
+    def _cut(self, ids: Tensor, s: int, step: int, most: int) -> Cut:
+        bits = self.draws.ahead(step, ids, most)
+        number, m = bits.shape[:2]
+        top, left = self.corner(bits[:, :, :2].reshape(-1, 2), s)
+        index = self.index(top, left, s)[:, :1].view(number, m, 1, -1)
         places = index + self.planes.index_select(0, ids)
         clean = self.flat_clean.index_select(0, places.flatten()).view_as(places)
-        up, down = box.project(clean + self.eps), box.project(clean - self.eps)
-        now = x.view(*x.shape[:2], -1).gather(2, index)
+        up, down = self.problem.box.project(clean + self.eps), self.problem.box.project(clean - self.eps)
+        signs = (bits[:, :, 2:] < 0).view(number, m, DRAWS, self.channels)
+        after = torch.where(signs[:, :, 0, :, None], up, down)
+        index = index.expand(-1, -1, self.channels, -1)
+        parts = (part.unbind(0) for part in (index, up, down, signs, after, after[..., 0]))
+        return Cut(Seen(ids), s, range(step, step + number), *parts)
+
+    def _changing(self, cut: Cut, at: int, now: Tensor) -> Tensor:
+        """(m, C, s * s) the windows by the first drawn pattern that changes what is there now, else by the first."""
+        up, down, signs, after = cut.up[at], cut.down[at], cut.signs[at], cut.after[at]
+        if now.device.type != "cpu":  # to know whether any window stays as it is would cost a synchronisation
+            return self._redrawn(now, up, down, signs)
+        rows = (now.select(2, 0) == cut.first[at]).all(dim=1).nonzero().view(-1)
+        if cut.side > 1 and len(rows):  # their first pixel stays as it is: mostly it alone
+            same = now.index_select(0, rows) == after.index_select(0, rows)
+            rows = rows[same.flatten(1).all(dim=1)]
+        if not len(rows):
+            return after
+        parts = (part.index_select(0, rows) for part in (now, up, down, signs))
+        return after.index_copy(0, rows, self._redrawn(*parts))
+
+    def _redrawn(self, now: Tensor, up: Tensor, down: Tensor, signs: Tensor) -> Tensor:
+        """As `_changing`, whatever the first pattern does."""
         same_up, same_down = (now == up).all(dim=2), (now == down).all(dim=2)
-        draws = (bits[:, 2:] < 0).view(-1, DRAWS, self.channels)
-        idle = torch.where(draws, same_up[:, None], same_down[:, None]).all(dim=2)
+        idle = torch.where(signs, same_up[:, None], same_down[:, None]).all(dim=2)
         pick = idle.view(torch.uint8).argmin(dim=1)  # the first that is not
-        chosen = draws.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
-        after = torch.where(chosen[:, :, None], up, down)
-        x.view(*x.shape[:2], -1).scatter_(2, index, after)
-        return Windows(x, index, now, after)
+        chosen = signs.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
+        return torch.where(chosen[:, :, None], up, down)
 
 
 class L2Squares(Squares):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from poise.errors import BudgetError
 from poise.targets.base import DifferentiableTarget, SettledTarget, Target
-from poise.types import Outputs
+from poise.types import Outputs, Seen
 
 
 class PartLoss(Protocol):
@@ -30,9 +30,6 @@ class Meter:
         budget: most forward passes per sample.
 
     Attributes:
-        queries: (n,) forward passes so far.
-        gradients: (n,) backward passes so far.
-        settles: the target's answers only show the way (`SettledTarget`).
         spent: an upper bound of `queries.max()` known without asking the device.
     """
 
@@ -40,10 +37,29 @@ class Meter:
         self._target = target
         self._sample_ids = sample_ids
         self._budget = budget
-        self.queries = torch.zeros(len(sample_ids), dtype=torch.int64, device=sample_ids.device)
-        self.gradients = torch.zeros_like(self.queries)
-        self.settles = isinstance(target, SettledTarget)
+        self._queries = torch.zeros(len(sample_ids), dtype=torch.int64, device=sample_ids.device)
+        self._gradients = torch.zeros_like(self._queries)
+        self._asked = Asked(self._queries[:0], sample_ids)
+        self._slopes = target if isinstance(target, DifferentiableTarget) else None  # slow to ask of a protocol
+        self._settled = target if isinstance(target, SettledTarget) else None
         self.spent = 0
+
+    @property
+    def settles(self) -> bool:
+        """The target's answers only show the way (`SettledTarget`)."""
+        return self._settled is not None
+
+    @property
+    def queries(self) -> Tensor:
+        """(n,) forward passes so far."""
+        self._write()
+        return self._queries
+
+    @property
+    def gradients(self) -> Tensor:
+        """(n,) backward passes so far."""
+        self._write()
+        return self._gradients
 
     def affordable(self, ids: Tensor, repeats: int) -> Tensor | None:
         """(m,) bool: which of the points fit the budget, the earlier ones of a sample first; None for all of them."""
@@ -61,35 +77,69 @@ class Meter:
     def query(self, x: Tensor, ids: Tensor, repeats: int = 1) -> Outputs:
         """Answers of the target; charges one query per point."""
         self._charge(ids, repeats)
-        return self._target.query(x, self._sample_ids[ids])
+        return self._target.query(x, self._asked.names)
 
     def settled(self, x: Tensor, ids: Tensor) -> Outputs:
         """The answers that count, at points that were charged already."""
-        assert isinstance(self._target, SettledTarget)
-        return self._target.settled(x, self._sample_ids[ids])
+        assert self._settled is not None
+        return self._settled.settled(x, self._sample_ids[ids])
 
     def gradient(self, x: Tensor, ids: Tensor, loss: PartLoss, repeats: int = 1) -> tuple[Outputs, Tensor]:
         """Answers and gradients; charges one query and one gradient per point.
 
         Asked in parts of the target's batch size, so that no graph of more points is held; `loss` is told which.
         """
-        target = self._target
-        assert isinstance(target, DifferentiableTarget), "attack() checks the access before the first query"
+        target = self._slopes
+        assert target is not None, "attack() checks the access before the first query"
         self._charge(ids, repeats)
-        self.gradients.index_add_(0, ids, torch.ones_like(ids))
+        self._asked.gradients += 1
+        names = self._asked.names
+        if len(ids) <= target.batch_size:
+            return target.gradient(x, names, partial(loss, rows=slice(0, len(ids))))
         parts = []
-        for at in range(0, max(len(ids), 1), target.batch_size):
+        for at in range(0, len(ids), target.batch_size):
             rows = slice(at, at + target.batch_size)
-            parts.append(target.gradient(x[rows], self._sample_ids[ids[rows]], partial(loss, rows=rows)))
-        if len(parts) == 1:
-            return parts[0]
+            parts.append(target.gradient(x[rows], names[rows], partial(loss, rows=rows)))
         kind = parts[0][0].kind
         return Outputs(torch.cat([part.scores for part, _ in parts]), kind), torch.cat([slope for _, slope in parts])
 
     def _charge(self, ids: Tensor, repeats: int) -> None:
-        self.queries.index_add_(0, ids, torch.ones_like(ids))
+        if not self._asked.seen.again(ids):
+            self._write()
+            self._asked = Asked(ids, self._sample_ids)
+        self._asked.queries += 1
         self.spent = min(self.spent + repeats, self._budget)
         if self.spent == self._budget and len(ids) and int(self.queries.max()) > self._budget:
             raise BudgetError(
                 f"Meter: a sample has a budget of {self._budget} queries, {int(self.queries.max())} were asked"
             )
+
+    def _write(self) -> None:
+        """Adds to the counts what was asked since the last time."""
+        self._asked.add_to(self._queries, self._gradients)
+
+
+class Asked:
+    """What was asked for the very same samples in a row: counted once, not at every ask.
+
+    Args:
+        ids: (m,) the rows of the samples, in a tensor of the search's own.
+        sample_ids: (n,) the caller's names of all samples.
+
+    Attributes:
+        seen: recognises the tensor.
+        names: (m,) the caller's names of these samples.
+        queries, gradients: how often each of them was asked since the counts were written.
+    """
+
+    def __init__(self, ids: Tensor, sample_ids: Tensor) -> None:
+        self.seen, self._ids, self.names = Seen(ids), ids.clone(), sample_ids[ids]
+        self.queries = self.gradients = 0
+
+    def add_to(self, queries: Tensor, gradients: Tensor) -> None:
+        """Adds to the counts (n,) what is not in them yet."""
+        if self.queries:
+            queries.index_add_(0, self._ids, torch.ones_like(self._ids), alpha=self.queries)
+        if self.gradients:
+            gradients.index_add_(0, self._ids, torch.ones_like(self._ids), alpha=self.gradients)
+        self.queries = self.gradients = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,11 @@ class ModuleTarget:
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for x (m, C, H, W); one forward pass per `batch_size` points. `ids` is not used."""
-        with self.session(), torch.inference_mode(False), torch.no_grad():
-            return self._outputs([self._forward(part) for part in torch.split(x, self.batch_size)], len(x))
+        with nullcontext() if self._open else self.session(), torch.inference_mode(False), torch.no_grad():
+            return self._outputs([self._forward(part) for part in self._parts(x)], len(x))
+
+    def _parts(self, x: Tensor) -> Sequence[Tensor]:
+        return (x,) if len(x) <= self.batch_size else torch.split(x, self.batch_size)
 
     def _forward(self, part: Tensor) -> Tensor:
         """One forward pass, on a copy: a model with an in-place first layer must not write into its caller's points."""
@@ -125,15 +128,15 @@ class ModuleTarget:
                 f"ModuleTarget: gradients need access 'gradients', the target declares '{self.access.name.lower()}'"
             )
         with self.session(), torch.inference_mode(False), torch.enable_grad():
-            points = x.detach().clone().requires_grad_(True)
-            outputs = self._outputs([self._forward(part) for part in torch.split(points, self.batch_size)], len(x))
+            points = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
+            outputs = self._outputs([self._forward(part) for part in self._parts(points)], len(x))
             losses = loss(outputs)
             if not losses.requires_grad:  # a model or a loss that is constant in x
                 gradient = torch.zeros_like(x)
             else:
                 found = torch.autograd.grad(losses.sum(), points, allow_unused=True)[0]
                 gradient = torch.zeros_like(x) if found is None else found.to(x.dtype)
-        return Outputs(outputs.scores.detach(), outputs.kind), gradient
+        return outputs.detached(), gradient
 
     @contextmanager
     def session(self, seed: int | None = None) -> Iterator[None]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
@@ -14,17 +16,12 @@ def _found() -> Any:
     return json.loads((RESULTS / "certify.json").read_text(encoding="utf-8"))
 
 
-def _table(head: list[str], rows: list[list[str]], numbers: int) -> str:
-    rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
-
-
 def certificate() -> str:
     """The table of `poise certify`, with the sentence above it and the one on its attacks below."""
     from poise.report.certify_figures import about, head, notes, table_rows
 
     summary = _found()["certificate"]
-    table = _table(head(summary), table_rows(summary), len(head(summary)))
+    table = markdown_table(head(summary), table_rows(summary), "r")
     return f"{about(summary)}\n\n{table}\n{notes(summary)[-1]}\n"
 
 
@@ -88,7 +85,7 @@ def recipes() -> str:
         for row in rows
     ]
     head = ["recipe", "mean confidence left", "nearest to a lower bound, points", "to an upper bound", "outside"]
-    return _table(head, body, 4)
+    return markdown_table(head, body)
 
 
 def recipes_about() -> str:
@@ -113,7 +110,7 @@ def cost() -> str:
         ]
         for row in _found()["cost"]
     ]
-    return _table(["network, batch 256, one core", "bare pass, per image", "ratio (median)", "limit"], body, 3)
+    return markdown_table(["network, batch 256, one core", "bare pass, per image", "ratio (median)", "limit"], body)
 
 
 FIGURES: dict[str, Callable[[], str]] = {

@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 LINES, BRANCHES = 0.95, 0.90
@@ -81,14 +83,14 @@ def _table() -> str:
     parts = dict(found["parts"])
     rows = [("**all**", parts.pop("all"))]
     rows += [(f"`{name}`", parts[name]) for name in sorted(parts, key=lambda name: (shares(parts[name]), name))]
-    head = "| part | lines | run | branches | taken |\n| --- | ---: | ---: | ---: | ---: |\n"
-    body = ""
+    body = []
     for name, counts in rows:
         lines, branches = shares(counts)
         taken = _percent(branches) if counts["branches"] else "–"
-        body += f"| {name} | {counts['lines']:,} | {_percent(lines)} | {counts['branches']:,} | {taken} |\n"
+        body.append([name, f"{counts['lines']:,}", _percent(lines), f"{counts['branches']:,}", taken])
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    return f"Measured on {found['date']} ({versions}):\n\n{head}{body}"
+    table = markdown_table(["part", "lines", "run", "branches", "taken"], body)
+    return f"Measured on {found['date']} ({versions}):\n\n{table}"
 
 
 FIGURES: dict[str, Callable[[], str]] = {"coverage": _table}

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 HEADLINES = ("ece", "ks", "nll", "brier")
 
 
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
-
-
-def _table(head: list[str], rows: list[list[str]], numbers: int) -> str:
-    rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
 
 
 def _ordered(rows: list[dict[str, Any]], key: str) -> list[str]:
@@ -32,7 +29,7 @@ def records(metric: str) -> str:
         [f"`{defence}`", *(f"{by[name, defence]['after'][metric]['value']:.3f}" for name in names)]
         for defence in _ordered(found, "defence")
     ]
-    return _table([metric.upper() if len(metric) < 4 else metric, *names], body, len(names))
+    return markdown_table([metric.upper() if len(metric) < 4 else metric, *names], body)
 
 
 def query_attacks(attacks: tuple[str, ...], defences: tuple[str, ...]) -> str:
@@ -44,7 +41,7 @@ def query_attacks(attacks: tuple[str, ...], defences: tuple[str, ...]) -> str:
         for attack in attacks
     ]
     head = ["accuracy left, %", *(f"{defence}, {int(queries):,}" for defence, queries in columns)]
-    return _table(head, body, len(columns))
+    return markdown_table(head, body)
 
 
 def asked_again(attacks: tuple[str, ...], defences: tuple[str, ...]) -> str:
@@ -57,7 +54,7 @@ def asked_again(attacks: tuple[str, ...], defences: tuple[str, ...]) -> str:
             for attack in attacks
         ),
     ]
-    return _table(["accuracy on the returned images, %", *defences], body, len(defences))
+    return markdown_table(["accuracy on the returned images, %", *defences], body)
 
 
 def comparison(name: str, recipe: str) -> str:
@@ -82,7 +79,7 @@ def comparison(name: str, recipe: str) -> str:
             ]
         )  # fmt: skip
     head = ["defence", "accuracy, %", "ECE clean", "unaware", "adaptive", "worse", "accuracy left, %", "ms per image"]
-    return _table(head, body, 7)
+    return markdown_table(head, body)
 
 
 def comparison_about(name: str) -> str:
@@ -108,7 +105,7 @@ def exact_aaa() -> str:
     ]  # fmt: skip
     head = ["spread of the logits", "T", "times faster", "mean Eq. 6, exact", "mean Eq. 6, 100 Adam steps"]
     share = f"It adds {100 * found['resnet20_share']:.2f} % to a ResNet-20 at batch 256.\n"
-    return _table([*head, "rows that can reach 0", "of these higher than Adam's"], body, 7) + "\n" + share
+    return markdown_table([*head, "rows that can reach 0", "of these higher than Adam's"], body, "r") + "\n" + share
 
 
 def square_peers() -> str:
@@ -119,14 +116,14 @@ def square_peers() -> str:
         [attack, *(f"{100 * by[attack, budget]['left']:.1f}" for budget in budgets)]
         for attack in _ordered(found, "attack")
     ]
-    return _table(["Square of", *(f"left after {budget:,}, %" for budget in budgets)], body, len(budgets))
+    return markdown_table(["Square of", *(f"left after {budget:,}, %" for budget in budgets)], body)
 
 
 def query_speed() -> str:
     """Query attacks against bare passes, and against one image at a time."""
     found = _read("query_speed.json")
     body = [[f"`{row['attack']}`", f"{100 * row['share']:.1f} %", f"{row['faster']:.1f}×"] for row in found["rows"]]
-    table = _table(["attack", "share of the forward rate", "faster than one by one"], body, 2)
+    table = markdown_table(["attack", "share of the forward rate", "faster than one by one"], body)
     return table + f"\nART's SimBA takes {found['art_simba']:.1f} times as long per query as ours.\n"
 
 
@@ -141,7 +138,7 @@ def targets() -> str:
         for number, row in enumerate(_read("targets.json"))
     ]  # fmt: skip
     head = ["through", "labels differ", "query counts differ", "images differ", "largest difference of a confidence"]
-    return _table([*head, "served model busy"], body, 5)
+    return markdown_table([*head, "served model busy"], body)
 
 
 SCORES, DEFENDED = ("square", "bi-square", "op-square"), ("none", "rnd", "aaa-linear", "aaa-sine")

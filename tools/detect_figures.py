@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 TITLES = {
     "lid": "LID",
@@ -24,11 +26,6 @@ def _read() -> Any:
     return json.loads((RESULTS / "detect.json").read_text(encoding="utf-8"))
 
 
-def _table(head: list[str], rows: list[list[str]], numbers: int) -> str:
-    rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
-
-
 def table_2() -> str:
     """AUROC and accuracy in percent of each detector on the attack it was fitted on, with the published figures."""
     found, body = _read(), []
@@ -41,7 +38,7 @@ def table_2() -> str:
                 cells.append(f"{100 * other['auroc']:.1f} / {100 * other['accuracy']:.1f}")
             body.append([f"`{recipe}`", *cells])
     head = ["AUROC / accuracy, %", *(cell for name in IN_THE_PAPER for cell in (TITLES[name], "paper"))]
-    return _table(head, body, 6)
+    return markdown_table(head, body)
 
 
 def intervals() -> str:
@@ -54,14 +51,14 @@ def intervals() -> str:
         for name, one in found["detectors"].items()
         for recipe, at in one["own"].items()
     ]
-    return _table(["detector", "attack", *metrics.values()], body, 3)
+    return markdown_table(["detector", "attack", *metrics.values()], body, "llr")
 
 
 def transfer(name: str) -> str:
     """AUROC of a detector fitted on one attack (rows) and tested on another (columns)."""
     areas = _read()["detectors"][name]["transfer"]
     body = [[f"`{fitted}`", *(f"{area:.3f}" for area in row.values())] for fitted, row in areas.items()]
-    return _table([f"{TITLES[name]}, fitted on", *(f"`{recipe}`" for recipe in areas)], body, len(areas))
+    return markdown_table([f"{TITLES[name]}, fitted on", *(f"`{recipe}`" for recipe in areas)], body)
 
 
 def attacks() -> str:
@@ -74,7 +71,7 @@ def attacks() -> str:
         for recipe, at in _read()["attacks"].items()
     ]  # fmt: skip
     head = ["attack", "labels changed, %", "images unchanged, %", "RMS of the change", "confidence", "queries, mean"]
-    return _table(head, body, 5)
+    return markdown_table(head, body)
 
 
 def drop() -> str:
@@ -89,7 +86,7 @@ def drop() -> str:
             cells += [f"{100 * points:.1f}" for points in lost]
         body.append([box, *cells])
     head = ["AUROC lost, points", *(cell for name in IN_THE_PAPER for cell in (TITLES[name], "paper"))]
-    return _table(head, body, 6)
+    return markdown_table(head, body)
 
 
 def about() -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 HEAD = [
     "area", "mutants", "sampled", "timed out", "score at first", "score now [95 %]",
@@ -54,11 +56,6 @@ def _read() -> dict[str, Any]:
     return found
 
 
-def _table(head: list[str], rows: list[list[str]], align: str) -> str:
-    rule = ["---:" if side == "r" else "---" for side in align]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
-
-
 def scores(record: dict[str, Any]) -> str:
     """A row per area, and what its survivors are."""
     rows = []
@@ -73,7 +70,7 @@ def scores(record: dict[str, Any]) -> str:
                 str(len(left)), *(str(sum(judgement.startswith(kind) for judgement in left)) for kind in KINDS),
             ]
         )  # fmt: skip
-    return _table(HEAD, rows, "l" + "r" * (len(HEAD) - 1))
+    return markdown_table(HEAD, rows)
 
 
 def survivors(record: dict[str, Any]) -> str:
@@ -85,7 +82,7 @@ def survivors(record: dict[str, Any]) -> str:
             lines = row["diff"].replace("|", "\\|").splitlines()
             fate = f"killed now by `{row['by'].rpartition('::')[2]}`" if row["by"] else row["judgement"]
             rows.append([where, "<br>".join(f"`` {line} ``" for line in lines), fate])
-    return _table(["where", "change", "what it is"], rows, "lll")
+    return markdown_table(["where", "change", "what it is"], rows, "l")
 
 
 FIGURES: dict[str, Callable[[], str]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from poise.experiments.bench.catalog import names, shipped
 from poise.experiments.bench.result import Result, load
 from poise.experiments.bench.table import LEGEND, markdown, verdicts
+from poise.report.markdown_table import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "papers"
@@ -59,8 +60,7 @@ def overview() -> str:
         held = f"{found.count('yes')} of {len(found)}" if found else "–"
         rows.append([f"`{name}`", f"{spec.shows}: {spec.title}", f"{result.about['seconds']:,.0f}", held])
     head = ["spec", "shows", "seconds, two cores", "trends that hold everywhere"]
-    rule = ["---", "---", "---:", "---:"]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
+    return markdown_table(head, rows, "llr")
 
 
 FIGURES: dict[str, Callable[[], str]] = {

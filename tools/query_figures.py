@@ -7,17 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 FILE = Path(__file__).resolve().parent.parent / "results" / "query_efficiency.json"
 COLUMNS = (10, 20, 30, 40, 50, 100, 200, 1000)
 
 
 def _found() -> Any:
     return json.loads(FILE.read_text(encoding="utf-8"))
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    rule = ["---", *(["---:"] * (len(head) - 1))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
 
 
 def _count(entry: list[float | None]) -> str:
@@ -44,7 +41,7 @@ def _reach() -> str:
             rows.append(
                 [f"{network}, {name}", size, _count(row[f"{who} 0.2"]), _count(row[f"{who} 0.3"]), level, ratio]
             )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _share() -> str:
@@ -53,7 +50,9 @@ def _share() -> str:
         [network, f"{row['bound']:.3f}", _percent(row["share theirs"]), _percent(row["share ours"])]
         for network, row in _found()["compared"].items()
     ]
-    return _table(["ECE after 1,000 queries, share of the bound", "bound", "`sa-mma`", "`learned-squares`"], rows)
+    return markdown_table(
+        ["ECE after 1,000 queries, share of the bound", "bound", "`sa-mma`", "`learned-squares`"], rows
+    )
 
 
 def _curve() -> str:
@@ -67,7 +66,7 @@ def _curve() -> str:
             seeds = [row for row in mine if row["name"] == name and row["seed"] in common]
             at = [[row["ece"][row["checkpoints"].index(count)] for row in seeds] for count in COLUMNS]
             rows.append([f"{network}, `{name}`", *(f"{sum(values) / len(values):.3f}" for values in at)])
-    return _table(["ECE after queries", *(f"{count:,}" for count in COLUMNS)], rows)
+    return markdown_table(["ECE after queries", *(f"{count:,}" for count in COLUMNS)], rows)
 
 
 def _ablation() -> str:
@@ -85,7 +84,7 @@ def _ablation() -> str:
                 share = None if row is None else row["ece"][row["checkpoints"].index(count)] / row["bound"]
                 cells.append("–" if share is None else f"{100 * share:.1f} %")
         body.append(cells)
-    return _table(["share of the bound", *(f"{at}, {count}" for at in networks for count in (40, 200))], body)
+    return markdown_table(["share of the bound", *(f"{at}, {count}" for at in networks for count in (40, 200))], body)
 
 
 def _surrogates() -> str:
@@ -96,7 +95,7 @@ def _surrogates() -> str:
         ratio = "**{:.1f}** [{:.1f}, {:.1f}]".format(*row["ratio"])
         rows.append([f"{network}, surrogate {row['surrogate']}", f"{row['samples']} × {row['seeds']}", *counts, ratio])
     head = ["queries to reach ECE, with a surrogate", "images × seeds", "0.2", "0.3", "of SA-MMA after 1,000", "ratio"]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 FIGURES: dict[str, Callable[[], str]] = {

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 BLOCK = re.compile(r"(<!-- figure: (?P<name>[\w-]+) -->\n).*?(<!-- /figure -->)", re.DOTALL)
@@ -25,11 +27,6 @@ PAGES = ("README.md", "CONTRIBUTING.md", "RELEASE.md", "docs/*.md", "docs/*/*.md
 
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
-
-
-def _table(head: list[str], rows: list[list[str]], align: str) -> str:
-    rule = ["---:" if side == "r" else "---" for side in align]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
 
 
 def _percent(value: float) -> str:
@@ -57,7 +54,7 @@ def _audit(name: str) -> str:
             ]
         )
     head = ["recipe", "box", "ECE clean → attacked [95 %]", "confidence, right answers"]
-    return _table(head + [f"attacked ECE with `{defence}`" for defence in defences], rows, "llrr" + "r" * len(defences))
+    return markdown_table(head + [f"attacked ECE with `{defence}`" for defence in defences], rows, "llr")
 
 
 def _about(name: str) -> str:
@@ -83,7 +80,7 @@ def _queries() -> str:
     curves = _read("resnet20/queries.json")
     columns = sorted(int(count) for count in next(iter(curves.values())))
     rows = [[f"`{name}`", *(f"{curve[str(count)]:.3f}" for count in columns)] for name, curve in curves.items()]
-    return _table(["ECE after queries", *(f"{count:,}" for count in columns)], rows, "l" + "r" * len(columns))
+    return markdown_table(["ECE after queries", *(f"{count:,}" for count in columns)], rows)
 
 
 def _speed() -> str:
@@ -93,7 +90,7 @@ def _speed() -> str:
         [row["what"], f"{row['ratio']:.3f}", "–" if row["limit"] is None else f"{row['limit']:.2f}"]
         for row in found["rows"]
     ]
-    return _table(["attack against bare passes", "ratio (median)", "limit"], rows, "lrr")
+    return markdown_table(["attack against bare passes", "ratio (median)", "limit"], rows)
 
 
 def _defenses() -> str:
@@ -102,7 +99,7 @@ def _defenses() -> str:
         [row["data"], row["shape"], f"{row['cs_speedup']:,.0f}×", f"{row['ts_speedup']:,.0f}×"]
         for row in _read("defenses.json")["rows"]
     ]
-    return _table(["logits", "images × classes", "compression scaling", "temperature scaling"], rows, "llrr")
+    return markdown_table(["logits", "images × classes", "compression scaling", "temperature scaling"], rows, "llr")
 
 
 def _share(row: dict[str, Any]) -> str:
@@ -118,7 +115,7 @@ def _strength(steps: int) -> str:
     by = {(row["name"], row["network"]): row for row in rows}
     names = list(dict.fromkeys(row["name"] for row in rows))
     body = [[f"`{name}`", *(_share(by[name, network]) for network in networks)] for name in names]
-    return _table([f"{steps} gradient steps", *networks], body, "l" + "r" * len(networks))
+    return markdown_table([f"{steps} gradient steps", *networks], body)
 
 
 def _lower() -> str:
@@ -128,7 +125,7 @@ def _lower() -> str:
     by = {(row["name"], row["network"]): row for row in rows}
     names = ("standard", "confsmooth", "adaptive", "pgd-uca")
     body = [[f"`{name}`", *(f"{by[name, at]['confidence_right']:.3f}" for at in networks)] for name in names]
-    return _table(["confidence, right answers, 20 steps", *networks], body, "l" + "r" * len(networks))
+    return markdown_table(["confidence, right answers, 20 steps", *networks], body)
 
 
 def _ablation() -> str:
@@ -138,7 +135,7 @@ def _ablation() -> str:
     columns = list(dict.fromkeys((row["network"], row["steps"]) for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
     body = [[name, *(f"{100 * by[(name, *column)]['share']:.1f} %" for column in columns)] for name in names]
-    return _table(["share of the bound", *(f"{at}, {n} steps" for at, n in columns)], body, "l" + "r" * len(columns))
+    return markdown_table(["share of the bound", *(f"{at}, {n} steps" for at, n in columns)], body)
 
 
 def _light() -> str:
@@ -148,7 +145,7 @@ def _light() -> str:
     by = {(row["name"], row["network"]): row for row in rows}
     names = list(dict.fromkeys(row["name"] for row in rows))
     body = [[f"`{name}`", *(_share(by[name, at]) for at in networks)] for name in names]
-    return _table(["1,000 queries", *networks], body, "l" + "r" * len(networks))
+    return markdown_table(["1,000 queries", *networks], body)
 
 
 def _illusion() -> str:
@@ -176,7 +173,7 @@ def _illusion() -> str:
         "Square, logits",
         "Square, probabilities",
     ]
-    return _table([*head, "sa-uca", "standard-under", "illusion found"], body, "lrrrrrrrrrl")
+    return markdown_table([*head, "sa-uca", "standard-under", "illusion found"], body, "lrrrrrrrrrl")
 
 
 FIGURES: dict[str, Callable[[], str]] = {

@@ -8,16 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
-
-
-def _table(head: list[str], rows: list[list[str]], align: str) -> str:
-    rule = ["---:" if side == "r" else "---" for side in align]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
 
 
 def _fuzz_rows(part: str) -> list[list[str]]:
@@ -41,12 +38,12 @@ HEAD = ["cases", "refused in one line", "accepted", "anything else", "slowest, C
 
 def _fuzz() -> str:
     """Every reader under damaged inputs."""
-    return _table(["reader", *HEAD], _fuzz_rows("readers"), "lrrrrrr")
+    return markdown_table(["reader", *HEAD], _fuzz_rows("readers"))
 
 
 def _bombs() -> str:
     """What is small on disk and large in memory."""
-    return _table(["input", *HEAD], _fuzz_rows("bombs"), "lrrrrrr")
+    return markdown_table(["input", *HEAD], _fuzz_rows("bombs"))
 
 
 def _serve_load() -> str:
@@ -63,7 +60,7 @@ def _serve_load() -> str:
         memory = f"{these[0]['mib_before']:.0f} → {these[-1]['mib_after']:.0f}"
         rows.append([name, f"{len(these)} × {these[0]['clients']}", told, memory, "yes" if well else "**no**"])
     head = ["abuse", "rounds × clients", "answers by status", "MiB, first → last", "good clients served after it"]
-    return _table(head, rows, "lrlrl")
+    return markdown_table(head, rows, "lrlrl")
 
 
 def _serve_good() -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from poise.report.markdown_table import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 DRAWING = ROOT / "docs" / "assets" / "speed.svg"
@@ -38,10 +40,7 @@ def _read(name: str) -> Any:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return "Not measured yet.\n"
-    rule = ["---", *(["---:"] * (len(head) - 1))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
+    return markdown_table(head, rows) if rows else "Not measured yet.\n"
 
 
 def _seconds(value: float) -> str:

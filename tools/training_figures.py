@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "training"
 PRINTED = ROOT / "src" / "poise" / "experiments" / "published.csv"
@@ -44,11 +46,6 @@ def _published(paper: str, table: str, model: str, dataset: str = "CIFAR-10") ->
     return {(row["defence"], row["attack"], row["metric"]): row["value"] for row in rows}
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
-
-
 def _mean(rows: list[dict[str, Any]], attack: str, metric: str) -> str:
     """The mean over seeds, with the standard deviation where there are several."""
     values = [row["clean"][metric] if attack == "clean" else row["attacks"][attack][metric] for row in rows]
@@ -82,7 +79,7 @@ def accuracy(name: str) -> str:
             known = printed.get((PUBLISHED.get(recipe, "?"), attack, metric))
             line.append(cells[at][recipe] + (f" ({float(known):.3f})" if known and "resnet" in name else ""))
         body.append([*line, f"{rows[0]['passes']:.0f}", str(len(rows))])
-    return _table(["accuracy", "clean", "PGD, 20 steps", "forward passes per image", "seeds"], body)
+    return markdown_table(["accuracy", "clean", "PGD, 20 steps", "forward passes per image", "seeds"], body)
 
 
 def errors(name: str) -> str:
@@ -105,7 +102,7 @@ def _by_attack(
             known = printed.get((PUBLISHED.get(recipe, "?"), attack, published))
             line.append(cells[at][recipe] + (f" ({float(known):.3f})" if known and "resnet" in name else ""))
         body.append(line)
-    return _table([head, *(at if at == "clean" else f"`{at}`" for at in columns)], body)
+    return markdown_table([head, *(at if at == "clean" else f"`{at}`" for at in columns)], body)
 
 
 def calibration(name: str) -> str:
@@ -122,7 +119,7 @@ def calibration(name: str) -> str:
         body.append(
             [f"`{recipe}`", *(f"{cell} ({printed[known, attack, metric]})" for cell, (attack, metric) in pairs)]
         )
-    return _table(["", "accuracy", "ECE, clean", "ECE, SA-MMA"], body)
+    return markdown_table(["", "accuracy", "ECE, clean", "ECE, SA-MMA"], body)
 
 
 def steps(name: str) -> str:
@@ -145,7 +142,7 @@ def steps(name: str) -> str:
         ]
         body.append([count, *line, _mean(rows, "standard-under", "confidence"), _mean(rows, "pgd", "accuracy")])
     head = ["steps", "accuracy", "confidence, clean", "confidence, `confsmooth`", "confidence, `standard-under`"]
-    return _table([*head, "accuracy, PGD"], body)
+    return markdown_table([*head, "accuracy, PGD"], body)
 
 
 def calibrated(name: str) -> str:
@@ -159,7 +156,9 @@ def calibrated(name: str) -> str:
         wanted = (("clean", "ece"), ("confsmooth", "confidence"), ("pgd", "accuracy"))
         line += [f"{_mean(rows, at, metric)} → {_mean(again, at, metric)}" for at, metric in wanted]
         body.append([f"`{recipe}`", *line])
-    return _table(["as trained → calibrated", "T", "ECE, clean", "confidence, `confsmooth`", "accuracy, PGD"], body)
+    return markdown_table(
+        ["as trained → calibrated", "T", "ECE, clean", "confidence, `confsmooth`", "accuracy, PGD"], body
+    )
 
 
 def speed() -> str:
@@ -174,7 +173,9 @@ def speed() -> str:
         ]
         for row in rows
     ]
-    return _table(["seconds per epoch", "ratio (median) [range]", "bare passes it is divided by", "limit"], body)
+    return markdown_table(
+        ["seconds per epoch", "ratio (median) [range]", "bare passes it is divided by", "limit"], body
+    )
 
 
 CIFAR, MNIST, SMALL = "cifar10-resnet20", "mnist-lenet", "cifar10-cnn-a"

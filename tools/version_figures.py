@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poise.report.markdown_table import markdown_table
+
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
@@ -22,10 +24,7 @@ def _versions() -> str:
     rows.append(["Python", *(part["python"] for part in parts)])
     rows.append(["tests passed, failed", *("{passed:,}, {failed:,}".format(**part["tests"]) for part in parts)])
     rows.append(["`poise audit`, exit code", *(str(part["audit"]) for part in parts)])
-    head = ["core dependency", *sets]
-    return (
-        "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---", *("---:" for _ in sets)], *rows)) + "\n"
-    )
+    return markdown_table(["core dependency", *sets], rows)
 
 
 FIGURES: dict[str, Callable[[], str]] = {"versions": _versions}

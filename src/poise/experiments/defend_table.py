@@ -8,6 +8,7 @@ from typing import Any
 
 from poise.experiments.defend_figures import METRICS
 from poise.experiments.measure import Figure
+from poise.report.markdown_table import markdown_table
 
 NAMES = {"accuracy": "accuracy", "ece": "ECE", "ks": "KS", "nll": "NLL", "brier": "Brier"}
 WORSE = "*"
@@ -107,16 +108,16 @@ NOTE = (
 def markdown(comparison: Comparison) -> str:
     """Everything as Markdown."""
     parts = ["# Defences compared", "```text\n" + "\n".join(header(comparison)) + "\n```"]
-    for block in blocks(comparison):
-        parts.append(f"## {block.title[0].upper()}{block.title[1:]}")
-        rule = ["---"] * (len(block.head) - block.numbers) + ["---:"] * block.numbers
-        parts.append("\n".join(_line(cells) for cells in (block.head, rule, *block.lines)))
+    parts += [section(block) for block in blocks(comparison)]
     return "\n\n".join([*parts, NOTE.replace(WORSE, rf"\{WORSE}")]) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    escaped = (text.replace("|", r"\|").replace(WORSE, rf"\{WORSE}") for text in cells)
-    return f"| {' | '.join(escaped)} |"
+def section(block: Block) -> str:
+    """A block as Markdown, under its title."""
+    words = "l" * (len(block.head) - block.numbers)
+    cells = ([text.replace("|", r"\|").replace(WORSE, rf"\{WORSE}") for text in line] for line in block.lines)
+    table = markdown_table(block.head, list(cells), f"{words}r")
+    return f"## {block.title[0].upper()}{block.title[1:]}\n\n{table}".rstrip("\n")
 
 
 def latex(comparison: Comparison) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from poise.experiments.defend_table import Block, _line, _tex, _tex_line, cell
+from poise.experiments.defend_table import Block, _tex, _tex_line, cell, section
 
 NAMES = {
     "auroc": "AUROC",
@@ -62,10 +62,7 @@ def header(result: dict[str, Any]) -> list[str]:
 def markdown(result: dict[str, Any]) -> str:
     """Everything as Markdown."""
     parts = ["# Detection of attacks", "```text\n" + "\n".join(header(result)) + "\n```"]
-    for block in blocks(result):
-        parts.append(f"## {block.title[0].upper()}{block.title[1:]}")
-        rule = ["---"] * (len(block.head) - block.numbers) + ["---:"] * block.numbers
-        parts.append("\n".join(_line(cells) for cells in (block.head, rule, *block.lines)))
+    parts += [section(block) for block in blocks(result)]
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from poise.files import whole
 from poise.report.embed import script_json
 from poise.report.folder import Floats, Summary
+from poise.report.markdown_table import markdown_table
 from poise.report.page import no_break
 from poise.report.style import BAND, CLEAR, INK, MUTED, RIGHT, WRONG, axis, layout, numbers, share_axis
 from poise.report.words import address, count, error, percent
@@ -165,11 +166,9 @@ def table_rows(summary: Summary) -> list[list[str]]:
 
 def markdown(summary: Summary) -> str:
     """The table and what it means, as Markdown."""
-    top = head(summary)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (top, ["---:"] * len(top), *table_rows(summary))]
-    return "\n\n".join(
-        [f"# Certificate of {address(summary['target']['model'])}", about(summary), "\n".join(lines)]
-    ) + ("\n\n" + "\n".join(f"- {line}" for line in notes(summary)) + "\n")
+    table = markdown_table(head(summary), table_rows(summary), "r")
+    title = f"# Certificate of {address(summary['target']['model'])}"
+    return f"{title}\n\n{about(summary)}\n\n{table}\n" + "".join(f"- {line}\n" for line in notes(summary))
 
 
 def about(summary: Summary) -> str:

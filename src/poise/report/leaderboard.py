@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from poise.files import whole
 from poise.report import words
+from poise.report.markdown_table import markdown_table
 from poise.report.page import no_break
 from poise.report.words import plain_markdown
 
@@ -152,13 +153,12 @@ def link(entry: Mapping[str, Any]) -> str:
 
 def markdown(groups: Sequence[Group]) -> str:
     """All tables as Markdown, each under its title."""
-    rule = ["---"] * TEXTS + ["---:"] * (len(COLUMNS) - TEXTS)
     parts = []
     for group in groups:
-        found = ([plain_markdown(cell) for cell in cells(entry)] for entry in group["entries"])
-        lines = [[heading for _, heading in COLUMNS], rule, *found]
-        parts.append(f"**{plain_markdown(title(group))}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
+        found = [[plain_markdown(cell) for cell in cells(entry)] for entry in group["entries"]]
+        table = markdown_table([heading for _, heading in COLUMNS], found, "l" * TEXTS + "r")
+        parts.append(f"**{plain_markdown(title(group))}**\n\n{table}")
+    return "\n".join(parts) or "\n"
 
 
 def render(groups: Sequence[Group], *, costs: Mapping[str, float], threshold: float) -> str:

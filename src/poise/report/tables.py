@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 
 from poise.report.folder import Summary
+from poise.report.markdown_table import markdown_table
 from poise.report.words import (
     METRICS,
     Row,
@@ -121,7 +122,7 @@ def markdown(summary: Summary) -> str:
         "Share of the bound",
         "Queries",
     )
-    lines = [head, ("---", "---", *["---:"] * (len(head) - 2))]
+    lines: list[tuple[str, ...]] = []
     for row in summary["rows"]:
         queries = value(row, "queries_mean_all")
         lines.append(
@@ -136,7 +137,7 @@ def markdown(summary: Summary) -> str:
                 "–" if queries is None else f"{queries:,.0f}",
             )
         )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(head, lines, "llr")
 
 
 def query_lines(summary: Summary) -> list[tuple[str, ...]]:

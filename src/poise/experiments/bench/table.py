@@ -11,6 +11,7 @@ from poise.errors import one_of
 from poise.experiments.bench.result import Result, as_csv, mark
 from poise.experiments.bench.spec import Table
 from poise.experiments.bench.trends import Verdict, judge
+from poise.report.markdown_table import markdown_table
 
 NAMES = {
     "dataset": "data",
@@ -190,12 +191,12 @@ def text(result: Result) -> str:
 def markdown(result: Result) -> str:
     """For a page: the table alone."""
     found = grid(result)
-    rule = ["---"] * found.keys + ["---:"] * (len(found.head) - found.keys)
-    return "\n".join(_md(line) for line in (found.head, rule, *found.lines)) + "\n"
+    head, *lines = ([_md(part) for part in line] for line in (found.head, *found.lines))
+    return markdown_table(head, lines, "l" * found.keys + "r")
 
 
-def _md(line: list[str]) -> str:
-    return "| " + " | ".join(part.replace("<", "&lt;").replace("|", r"\|").replace("\n", " ") for part in line) + " |"
+def _md(part: str) -> str:
+    return part.replace("<", "&lt;").replace("|", r"\|").replace("\n", " ")
 
 
 _TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",

@@ -210,6 +210,25 @@ def test_without_its_files_the_price_has_no_time_and_the_status_names_them(tmp_p
     priced = poise("bench", "run", *given, "--dry-run")
     assert priced.code == 0
     assert "time     unknown: no model's files are there; give --rate" in priced.out
+    assert "plan     1 cells" in priced.out
+    assert f"left out 1 of the cells, as long as {missing} is missing" in priced.out
     state = poise("bench", "status", *given)
     assert f"left out 3 shards for want of {missing}" in state.out
     assert "done     0 of " in state.out
+
+
+def test_a_dry_run_tells_what_lacks_its_files_from_what_would_run_now(tmp_path: Path) -> None:
+    path, missing = tmp_path / "mine.toml", tmp_path / "files" / "no.npz"
+    victim = SPEC[SPEC.index("[[small.victims]]") :].replace('data = "builtin:digits"', 'data = "npz:{files}/no.npz"')
+    path.write_text(SPEC.replace("BUDGET", "10") + victim.replace('"CNN"', '"another"'))
+    given = ["bench", "run", str(path), "--files", str(missing.parent), "--dry-run", "--rate", "1"]
+    told = poise(*given).out
+    assert "plan     2 cells" in told
+    assert f"left out 1 of the cells, as long as {missing} is missing" in told
+    assert f"now      1 cells, {120 / 3600:.2f} cpu hours at that rate" in told
+    priced = json.loads(poise(*given, "--json").out)
+    assert priced["left_out"] == {str(missing): 1}
+    assert priced["hours"] == pytest.approx(240 / 3600)
+    assert priced["hours_now"] == pytest.approx(120 / 3600)
+    (tmp_path / "whole.toml").write_text(SPEC.replace("BUDGET", "10"))
+    assert "left out" not in poise("bench", "run", str(tmp_path / "whole.toml"), "--dry-run", "--rate", "1").out

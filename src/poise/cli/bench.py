@@ -290,7 +290,8 @@ def _show_price(plan: Plan, rate: float | None, *, as_json: bool) -> None:
 
     found = price(plan, rate)
     if as_json:
-        typer.echo(json.dumps(vars(found) | {"hours": found.hours, "fingerprint": plan.fingerprint}))
+        told = {"hours": found.hours, "hours_now": found.hours_now, "fingerprint": plan.fingerprint}
+        typer.echo(json.dumps(vars(found) | told))
         return
     kind = "GPU" if plan.place.device.startswith("cuda") else plan.place.device
     typer.echo(f"{plan.spec.shows}: {plan.spec.title}, profile {plan.profile_name}, fingerprint {plan.fingerprint}")
@@ -303,6 +304,11 @@ def _show_price(plan: Plan, rate: float | None, *, as_json: bool) -> None:
     else:
         typer.echo(f"time     {found.hours:,.2f} {kind} hours at {found.rate:,.0f} images/s ({found.measured_on})")
     typer.echo(f"storage  about {found.storage / 1e6:,.1f} MB")
+    for path, count in found.left_out.items():
+        typer.echo(f"left out {count:,} of the cells, as long as {path} is missing")
+    if found.left_out and found.hours_now is not None:
+        rest = found.cells - sum(found.left_out.values())
+        typer.echo(f"now      {rest:,} cells, {found.hours_now:,.2f} {kind} hours at that rate")
 
 
 def _duration(seconds: float) -> str:

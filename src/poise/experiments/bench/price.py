@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from poise.errors import InputError
@@ -31,6 +32,8 @@ class Price:
             cost is not in here.
         rate: forward passes a second of one device, None where nothing could be measured. measured_on: what of.
         storage: bytes of tables, and of images where they are kept.
+        left_out: how many of the cells a run would leave out, by the first file that they lack; all figures above count
+            them too. passes_left_out: their share of `passes`.
     """
 
     cells: int
@@ -42,6 +45,8 @@ class Price:
     rate: float | None
     measured_on: str
     storage: int
+    left_out: dict[str, int]
+    passes_left_out: float
 
     @property
     def passes(self) -> float:
@@ -52,6 +57,11 @@ class Price:
     def hours(self) -> float | None:
         """Device hours at the rate."""
         return None if self.rate is None else self.passes / self.rate / 3600
+
+    @property
+    def hours_now(self) -> float | None:
+        """Device hours of the cells that lack no file."""
+        return None if self.rate is None else (self.passes - self.passes_left_out) / self.rate / 3600
 
 
 def price(plan: Plan, rate: float | None = None) -> Price:
@@ -68,15 +78,20 @@ def price(plan: Plan, rate: float | None = None) -> Price:
         raise InputError(f"rate: must be a number of images per second above 0, got {rate:g}")
     shards = plan.shards()
     samples = queries = gradients = storage = 0
+    left_out, passes_left_out = Counter[str](), 0.0
     for cell in plan.cells:
         n = sum((shard.stop or shard.start) - shard.start for shard in cell.shards)
         steps = _steps(cell)
         samples += n
-        queries += n * (cell.budget if cell.budgeted else steps + 1)
-        gradients += 0 if cell.budgeted else n * steps
+        forward, backward = (cell.budget, 0) if cell.budgeted else (steps + 1, steps)
+        queries += n * forward
+        gradients += n * backward
         storage += n * (ROW_BYTES + POINT_BYTES * (len(plan.profile.checkpoints) + 1))
         if "images" in plan.spec.keep:
             storage += n * 2 * 3 * IMAGE_SIDE**2 * 4
+        if cell.shards and (lacking := cell.shards[0].missing(plan.place)):
+            left_out[lacking[0]] += 1
+            passes_left_out += n * (forward + BACKWARD * backward)
     found, measured_on = (rate, "given") if rate is not None else _measured(plan)
     return Price(
         cells=len(plan.cells),
@@ -88,6 +103,8 @@ def price(plan: Plan, rate: float | None = None) -> Price:
         rate=found,
         measured_on=measured_on,
         storage=storage + SHARD_BYTES * len(shards),
+        left_out=dict(left_out),
+        passes_left_out=passes_left_out,
     )
 
 

@@ -151,6 +151,11 @@ def logit_margin(outputs: Outputs, classes: Tensor) -> Tensor:
     return of_class(outputs.logits, classes) - best_other(outputs.logits, classes)
 
 
+def log_probability(outputs: Outputs, classes: Tensor) -> Tensor:
+    """(m,) log p_c."""
+    return of_class(outputs.log_probabilities, classes)
+
+
 def probability_gap(outputs: Outputs, classes: Tensor) -> Tensor:
     """(m,) p_c - max_{j != c} p_j in [-1, 1], resolved to about 1e-16 near a tie (float64)."""
     own, other = of_class(outputs.log_probabilities, classes), best_other(outputs.log_probabilities, classes)

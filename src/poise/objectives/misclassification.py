@@ -12,6 +12,7 @@ from poise.errors import InputError
 from poise.objectives.base import (
     Bound,
     downwards,
+    log_probability,
     logit_margin,
     of_class,
     predicted,
@@ -54,7 +55,7 @@ class _ProbabilityMargin(_AwayFrom):
 @dataclass(frozen=True, kw_only=True)
 class _LogProbability(_AwayFrom):
     def loss(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return of_class(outputs.log_probabilities, self.y[ids])
+        return outputs.once(log_probability, self.y, ids)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ class ModuleTarget:
         normalised = module if mean is None or std is None else nn.Sequential(Normalize(mean, std), module)
         self.module = normalised.to(self.device)
         self._checked_kind = False
-        self._open = False
+        self._open: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,7 +105,7 @@ class ModuleTarget:
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for x (m, C, H, W); one forward pass per `batch_size` points. `ids` is not used."""
-        with nullcontext() if self._open else self.session(), torch.inference_mode(False), torch.no_grad():
+        with nullcontext() if self._open is not None else self.session(), torch.inference_mode(False), torch.no_grad():
             return self._outputs([self._forward(part) for part in self._parts(x)], len(x))
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
@@ -113,7 +113,7 @@ class ModuleTarget:
 
     def _forward(self, part: Tensor) -> Tensor:
         """One forward pass, on a copy: a model with an in-place first layer must not write into its caller's points."""
-        answer = self.module(part.to(self.dtype, copy=True))
+        answer = self.module(part.to(self._open or self.dtype, copy=True))
         if not isinstance(answer, Tensor):
             raise TargetError(f"ModuleTarget: the model must return a tensor of scores, got {type(answer).__name__}")
         return answer
@@ -144,18 +144,18 @@ class ModuleTarget:
 
         A model that draws random numbers draws them from `seed`, or from the global state's copy where it is None.
         """
-        if self._open:
+        if self._open is not None:
             yield
             return
         training = [part for part in self.module.modules() if part.training]
         with private_random(self.device, seed):
-            self._open = True
+            self._open = self.dtype  # slow to find out, and nobody changes it in between
             try:
                 for part in training:
                     part.training = False
                 yield
             finally:
-                self._open = False
+                self._open = None
                 for part in training:
                     part.training = True
 

@@ -171,7 +171,7 @@ def test_bars_on_a_terminal(tmp_path: Path) -> None:
     rows = pl.DataFrame(
         {"prediction_after": [1, 2], "label": [1, 1], "confidence_after": [0.9, 0.8], "queries": [1000, 1200]}
     )
-    with Bars(console, 2000, silent=False) as bars:
+    with Bars(console, silent=False) as bars:
         bars.note("a note")
         bars.begin("sa-mma", "cs", 0, 2)
         bars.advance(0.5, 1500)
@@ -189,7 +189,7 @@ def test_silent_bars_write_nothing() -> None:
     for terminal in (True, False):
         screen = io.StringIO()
         console = Console(file=screen, force_terminal=terminal, width=100, legacy_windows=False)
-        with Bars(console, 10, silent=True) as bars:
+        with Bars(console, silent=True) as bars:
             bars.note("a note")
             bars.begin("sa-mma", "none", 0, 1)
             bars.advance(1, 10)

@@ -212,7 +212,7 @@ def watched_run(spec: AuditSpec, folder: Path, *, resume: bool, quiet: bool) -> 
     from poise.cli.progress import Bars
     from poise.experiments import run_audit
 
-    with Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
+    with Bars(Console(stderr=True), silent=quiet) as bars:
         return run_audit(spec, folder, resume=resume, listener=bars, command=repeat_command(spec))
 
 

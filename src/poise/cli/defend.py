@@ -179,7 +179,7 @@ def compare_command(
         given = {"recipes": RECIPES, "defences": tuple(DEFENSES), **given}
     spec = resolve(given, out, resume=resume)
     folder = out or free_folder(f"{spec.model}-defences")
-    with resumable(folder, "poise defend compare"), Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
+    with resumable(folder, "poise defend compare"), Bars(Console(stderr=True), silent=quiet) as bars:
         comparison = run_compare(
             spec, folder, resume=resume, listener=bars, command=_command(spec),
             on_adaptive=lambda recipe, defence: bars.note(f"{recipe} × {defence}: adaptive attacker"),

@@ -114,7 +114,7 @@ def detect(
     options = make_options(**{**(read_options(out) if resume and out is not None else {}), **wanted})
     folder = out or free_folder(f"{spec.model}-detect")
     going_on = resumable(folder, "poise detect", kept="finished attacks are")
-    with going_on, Bars(Console(stderr=True), spec.budget, silent=quiet) as bars:
+    with going_on, Bars(Console(stderr=True), silent=quiet) as bars:
         result = run_detect(spec, options, folder, resume=resume, listener=bars, command=_command(spec, options))
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))

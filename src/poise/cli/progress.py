@@ -22,11 +22,10 @@ class Bars(Shown):
 
     Args:
         console: where to write.
-        budget: most queries per sample.
         silent: write nothing.
     """
 
-    def __init__(self, console: Console, budget: int, *, silent: bool) -> None:
+    def __init__(self, console: Console, *, silent: bool) -> None:
         super().__init__(
             (TextColumn("{task.fields[name]:<26}"),),
             (TextColumn("{task.completed:>6.0f}/{task.total:.0f}"), TextColumn("{task.fields[spent]:>14}")),
@@ -35,7 +34,7 @@ class Bars(Shown):
             width=24,
             console=console,
         )
-        self._budget, self._name, self._began, self._spent = budget, "", 0.0, 0
+        self._name, self._began = "", 0.0
 
     def ready(self, target: Target, attacked: Dataset, clean: dict[str, float]) -> None:
         self.note(
@@ -45,11 +44,10 @@ class Bars(Shown):
 
     def begin(self, recipe: str, defence: str, done: int, total: int) -> None:
         self._name = recipe if defence == "none" else f"{recipe} × {defence}"
-        self._began, self._spent = time.perf_counter(), 0
+        self._began = time.perf_counter()
         self._task = self._bar.add_task("", total=total, completed=done, name=self._name, spent="", found="")
 
     def advance(self, samples: float, queries: int) -> None:
-        self._spent = max(self._spent, queries)
         self._bar.update(self._task, completed=samples, spent=f"{queries:,} queries")
 
     def end(self, rows: pl.DataFrame) -> None:

@@ -12,6 +12,7 @@ from poise.experiments.bench.plan import Place, Plan, make_plan
 from poise.experiments.bench.result import Result, collect, load, save
 from poise.experiments.bench.spec import BenchSpec
 from poise.experiments.bench.store import LocalStore
+from poise.experiments.bench.tasks import perform
 from poise.experiments.bench.workbench import Workbench
 
 EPS = 0.2
@@ -47,7 +48,7 @@ def left(wanted: BenchSpec) -> list[dict[str, Any]]:
     """What every shard leaves, tables already read."""
     plan = plan_of(wanted)
     bench = Workbench(plan.place)
-    found = [bench.run(shard, {}) for shard in plan.shards()]
+    found = [perform(bench, shard, {}) for shard in plan.shards()]
     return [
         {name: pl.read_parquet(io.BytesIO(part)) if name.endswith(".parquet") else part for name, part in one.items()}
         for one in found
@@ -59,7 +60,7 @@ def stored(wanted: BenchSpec, folder: Path) -> tuple[Plan, LocalStore]:
     plan, store = plan_of(wanted), LocalStore(str(folder))
     bench = Workbench(plan.place)
     for shard in plan.shards():
-        store.write(shard.key(plan.place), bench.run(shard, {}), {"seconds": 0.1})
+        store.write(shard.key(plan.place), perform(bench, shard, {}), {"seconds": 0.1})
     return plan, store
 
 

@@ -18,6 +18,7 @@ from poise.certify import Smoothing, certify
 from poise.constraints import Linf
 from poise.errors import InputError
 from poise.experiments.audit_spec import make_spec
+from poise.experiments.bench.tasks import perform
 from poise.experiments.bench.tasks.detect import _Silent, _spec
 from poise.experiments.bench.tasks.margins import _metrics
 from poise.experiments.bench.workbench import Workbench
@@ -219,11 +220,11 @@ def test_illusion_chooses_on_images_beyond_the_attacked_ones():
 def test_illusion_refuses_half_a_cell():
     plan = plan_of(spec("illusion", attacks=[], shard=6))
     with pytest.raises(InputError, match=r"must hold all 12 images of a cell, got 0:6"):
-        Workbench(plan.place).run(plan.shards()[0], {})
+        perform(Workbench(plan.place), plan.shards()[0], {})
 
 
 def test_a_choice_by_confidence_may_leave_no_image():
     given = spec("certify", attacks=[CLEAN], options={"n": 200})
     (shard,) = plan_of(given).shards()
     empty = dataclasses.replace(shard, settings={**shard.settings, "confidence": [2.0, 3.0]})
-    assert Workbench(plan_of(given).place).run(empty, {}).keys() == {"points.parquet"}
+    assert perform(Workbench(plan_of(given).place), empty, {}).keys() == {"points.parquet"}

@@ -10,6 +10,7 @@ from typing import Protocol
 from poise.errors import MissingExtraError
 from poise.experiments.bench.plan import Place, Shard
 from poise.experiments.bench.store import Files
+from poise.experiments.bench.tasks import perform
 from poise.experiments.bench.workbench import Workbench
 
 Fetch = Callable[[Shard], Files]
@@ -84,7 +85,7 @@ class Local:
             yield Started(shard, "local")
             began = time.monotonic()
             try:
-                content = bench.run(shard, {name: fetch(needed) for name, needed in shard.needs.items()})
+                content = perform(bench, shard, {name: fetch(needed) for name, needed in shard.needs.items()})
             except MissingExtraError:  # nothing about the shard: it waits until the extra is there
                 raise
             except Exception as error:  # a shard that fails must not take the others with it

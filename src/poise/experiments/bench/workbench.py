@@ -46,7 +46,7 @@ class _Recent(OrderedDict[str, Any]):
 
 
 class Workbench:
-    """Runs shards one after the other.
+    """What the shards of a run need, made once: models, data, defences.
 
     Args:
         place: where files and device are.
@@ -55,17 +55,6 @@ class Workbench:
     def __init__(self, place: Place) -> None:
         self.place = place
         self._models, self._data, self._defences = _Recent(), _Recent(), _Recent()
-
-    def run(self, shard: Shard, inputs: Inputs) -> dict[str, bytes]:
-        """The files of one shard.
-
-        Args:
-            shard: what to do.
-            inputs: the files of the shards that it needs.
-        """
-        from poise.experiments.bench.tasks import TASKS
-
-        return TASKS[shard.task](self, shard, inputs)
 
     def model(self, shard: Shard, inputs: Inputs) -> Target:
         """The bare model of a shard."""

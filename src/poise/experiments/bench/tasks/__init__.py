@@ -28,3 +28,14 @@ TASKS: dict[str, Task] = {
     "illusion": illusion,
 }
 """Every task: a workbench, a shard and the files it needs to the files it leaves."""
+
+
+def perform(bench: Workbench, shard: Shard, inputs: Inputs) -> dict[str, bytes]:
+    """The files of one shard.
+
+    Args:
+        bench: where models and data are kept between shards.
+        shard: what to do.
+        inputs: the files of the shards that it needs.
+    """
+    return TASKS[shard.task](bench, shard, inputs)

@@ -112,7 +112,7 @@ def main() -> None:
         samples=given.samples, budget=given.budget, batch_size=250,
     )  # fmt: skip
     options = DetectOptions(reference=f"npz:{reference(given.out)}", detectors=DETECTORS, magnitudes=MAGNITUDES)
-    with Bars(Console(stderr=True), spec.budget, silent=False) as bars:
+    with Bars(Console(stderr=True), silent=False) as bars:
         result = run_detect(spec, options, given.out / "run", resume=True, listener=bars)
     if given.json:
         given.json.write_text(json.dumps(short(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

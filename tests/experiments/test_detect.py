@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from poise import data, detectors, metrics
 from poise.errors import InputError, RunError
 from poise.experiments.audit_spec import make_spec
+from poise.experiments.defend_table import WORSE, Block, section
 from poise.experiments.detect import run_detect
 from poise.experiments.detect_spec import make_options, read_options
 from poise.experiments.detect_table import NAMES, blocks, latex, markdown
@@ -93,6 +94,11 @@ def test_attacks_are_described() -> None:
     assert 0 < about["rms"] <= 0.2
     assert 0 <= about["labels_changed"] <= 1
     assert result()["attacks"]["sa-uca"]["labels_changed"] == 0
+
+
+def test_a_section_shows_every_cell_as_it_is() -> None:
+    block = Block("after all", ("a|b", f"ECE{WORSE}"), [("x|y", f"0.1{WORSE}")], 1)
+    assert section(block) == "## After all\n\n| a\\|b | ECE\\* |\n| --- | ---: |\n| x\\|y | 0.1\\* |"
 
 
 def test_files_are_written_and_tables_hold_every_attack() -> None:

@@ -115,9 +115,11 @@ def markdown(comparison: Comparison) -> str:
 def section(block: Block) -> str:
     """A block as Markdown, under its title."""
     words = "l" * (len(block.head) - block.numbers)
-    cells = ([text.replace("|", r"\|").replace(WORSE, rf"\{WORSE}") for text in line] for line in block.lines)
-    table = markdown_table(block.head, list(cells), f"{words}r")
-    return f"## {block.title[0].upper()}{block.title[1:]}\n\n{table}".rstrip("\n")
+    head, *lines = (
+        [text.replace("|", r"\|").replace(WORSE, rf"\{WORSE}") for text in line] for line in (block.head, *block.lines)
+    )
+    table = markdown_table(head, lines, f"{words}r").rstrip("\n")
+    return f"## {block.title[0].upper()}{block.title[1:]}\n\n{table}"
 
 
 def latex(comparison: Comparison) -> str:

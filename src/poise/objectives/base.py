@@ -76,10 +76,6 @@ class Bound:
         return torch.zeros_like(ids, dtype=torch.bool)
 
 
-_MANY = 64
-"""Classes beyond which the label is slow to find on a CPU."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Around(Bound):
     """Another bound goal in every respect; wrappers change one of them."""
@@ -131,6 +127,10 @@ def of_class(values: Tensor, classes: Tensor) -> Tensor:
 def best_other(values: Tensor, classes: Tensor) -> Tensor:
     """(m,) the highest entry of each row of values (m, K) away from classes (m,)."""
     return values.scatter(1, classes[:, None], -torch.inf).amax(dim=1)
+
+
+_MANY = 64
+"""Classes beyond which the label is slow to find on a CPU."""
 
 
 def predicted(outputs: Outputs, classes: Tensor, ids: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ class Driver:
             return Reply(nothing, nothing.bool(), _active(run), ask.x if ask.grad else None)
 
         def part_loss(answer: Outputs, rows: slice) -> Tensor:
-            whole = len(answer.scores) == len(ids)
+            whole = len(answer.scores) == len(ids)  # the very tensors then, by which an answer knows its figures again
             part, aim = (ids, ask.aim) if whole else (ids[rows], None if ask.aim is None else ask.aim[rows])
             return _loss(bound, answer, part, aim)
 

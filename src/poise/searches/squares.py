@@ -154,7 +154,6 @@ class Cut:
         up, down: (m, C, s * s) what the pixels may become.
         signs: (m, DRAWS, C) which of the two each drawn pattern takes.
         after: (m, C, s * s) the windows by the first pattern.
-        first: (m, C) their first pixels.
     """
 
     ids: Seen
@@ -165,7 +164,6 @@ class Cut:
     down: tuple[Tensor, ...]
     signs: tuple[Tensor, ...]
     after: tuple[Tensor, ...]
-    first: tuple[Tensor, ...]
 
     def holds(self, ids: Tensor, side: int, step: int) -> bool:
         """These are the windows of this step."""
@@ -233,7 +231,7 @@ class LinfSquares(Squares):
         signs = (bits[:, :, 2:] < 0).view(number, m, DRAWS, self.channels)
         after = torch.where(signs[:, :, 0, :, None], up, down)
         index = index.expand(-1, -1, self.channels, -1)
-        parts = (part.unbind(0) for part in (index, up, down, signs, after, after[..., 0]))
+        parts = (part.unbind(0) for part in (index, up, down, signs, after))
         return Cut(Seen(ids), s, range(step, step + number), *parts)
 
     def _changing(self, cut: Cut, at: int, now: Tensor) -> Tensor:
@@ -241,7 +239,7 @@ class LinfSquares(Squares):
         up, down, signs, after = cut.up[at], cut.down[at], cut.signs[at], cut.after[at]
         if now.device.type != "cpu":  # to know whether any window stays as it is would cost a synchronisation
             return self._redrawn(now, up, down, signs)
-        rows = (now.select(2, 0) == cut.first[at]).all(dim=1).nonzero().view(-1)
+        rows = (now.select(2, 0) == after.select(2, 0)).all(dim=1).nonzero().view(-1)
         if cut.side > 1 and len(rows):  # their first pixel stays as it is: mostly it alone
             same = now.index_select(0, rows) == after.index_select(0, rows)
             rows = rows[same.flatten(1).all(dim=1)]

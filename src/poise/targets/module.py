@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class ModuleTarget:
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for x (m, C, H, W); one forward pass per `batch_size` points. `ids` is not used."""
-        with nullcontext() if self._open is not None else self.session(), torch.inference_mode(False), torch.no_grad():
+        with self.session(), torch.inference_mode(False), torch.no_grad():
             return self._outputs([self._forward(part) for part in self._parts(x)], len(x))
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:

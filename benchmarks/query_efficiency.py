@@ -8,6 +8,7 @@ on `cnn_a_mix`, with JPEG copies of other test images. For every checkpoint the 
 is kept; intervals are percentiles of bootstrap resamples of images, the same ones for both attacks. "Queries to reach"
 an ECE is the first number of queries at which the curve is there, between checkpoints by linear interpolation. SA-MMA's
 ECE after 1,000 queries counts as reached by itself after 1,000. Rows that the file holds already are not run again.
+The part `gratings` counts the labels that each grating takes, and what the way back leaves of the confidence.
 The part `surrogate` gives `learned-squares` a network of the attacker's own (SURROGATES), for the first queries.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from numpy.typing import NDArray
 
 import poise
 from poise.attacks import Watch
-from poise.constraints import Linf
-from poise.searches import LearnedSquares, Search, Square
+from poise.constraints import Box, Linf
+from poise.searches import Cascade, Gratings, LearnedSquares, Search, Square
+from poise.searches.gratings import WAVES, grating
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 NETWORKS = {
@@ -52,17 +55,29 @@ CHECKPOINTS = (1, *range(5, 100, 5), *range(100, 200, 10), *range(200, 400, 25),
 BUDGET, EPS, RESAMPLES = 1000, 0.05, 1000
 ABLATION_BUDGET, SURROGATE_BUDGET = 200, 60
 PLAIN = Square(p=0.1, horizon=1000, strict=False)
+START = Square(p=0.2, horizon=2000, strict=False, start="best")
+
+
+def ours(*, gratings: Gratings | None = None, square: Square = START, **changed: Any) -> Search:
+    """The search of `learned-squares`, one thing of it changed."""
+    learned = LearnedSquares(**({"square": square, "squares": 1} | changed))
+    return Cascade((gratings or Gratings(), learned))
+
+
 ABLATIONS: dict[str, Search] = {
-    "learned-squares": LearnedSquares(),
-    "no model": LearnedSquares(warm_up=10**6),
-    "no patterns": LearnedSquares(starts=0),
-    "one square per query": LearnedSquares(squares=1),
-    "four squares per query": LearnedSquares(squares=4),
-    "no model, no patterns, one square": PLAIN,
-    "p = 0.05": LearnedSquares(square=Square(p=0.05, horizon=1000, strict=False)),
-    "p = 0.2": LearnedSquares(square=Square(p=0.2, horizon=1000, strict=False)),
-    "a lost label is undone": LearnedSquares(square=Square(p=0.1, horizon=1000)),
-    "4 x 4 tiles": LearnedSquares(side=4),
+    "learned-squares": ours(),
+    "patterns instead of gratings": LearnedSquares(square=replace(START, start="clean"), squares=1),
+    "the finest grating alone": ours(gratings=Gratings(waves=WAVES[:1])),
+    "one query on the way back": ours(gratings=Gratings(halvings=1)),
+    "no model": ours(warm_up=10**6),
+    "no gratings, no model": PLAIN,
+    "two squares per query": ours(squares=2),
+    "four squares per query": ours(squares=4),
+    "p = 0.1": ours(square=replace(START, p=0.1)),
+    "p = 0.4": ours(square=replace(START, p=0.4)),
+    "squares shrink twice as fast": ours(square=replace(START, horizon=1000)),
+    "a lost label is undone": ours(square=replace(START, strict=True)),
+    "4 x 4 tiles": ours(side=4),
 }
 """One thing changed at a time; all follow the loss of `standard`."""
 
@@ -204,6 +219,27 @@ class Record:
                 self.save()
 
 
+def thrown(network: str) -> Row:
+    """What gratings do alone: the share of labels that each takes, where the way back ends, after how many queries."""
+    target, images, labels = load(network)
+    ids, ball = torch.arange(len(images)), Linf(EPS)
+    before = target.query(images, ids).labels
+    full = {wave: ball.project(images + EPS * grating(wave, images), images, Box(*target.bounds)) for wave in WAVES}
+    lost = {f"{across:g}, {down:g}": float((target.query(x, ids).labels != before).double().mean())
+            for (across, down), x in full.items()}  # fmt: skip
+    goal = poise.recipes()[OURS].objective
+    table = poise.attack(target, goal, Gratings(), ball, images, labels, budget=BUDGET).table
+    right = table["prediction_before"] == table["label"]
+    ece = float(poise.metrics.ece(table["confidence_after"].to_numpy(), right.to_numpy().astype(float)))
+    taking_part = table["queries"] > 1
+    return {
+        "samples": len(images), "lost": lost, "ece": ece,
+        "bound": float(poise.metrics.mma_bound(float(right.mean()), target.num_classes)),
+        "queries": float(table["queries"].filter(taking_part).mean()),
+        "confidence": float(table["confidence_after"].filter(right).mean()),
+    }  # fmt: skip
+
+
 def named(*on: Any, name: str, **setting: Any) -> poise.AttackResult:
     return poise.run_recipe(name, *on, eps=EPS, **setting)
 
@@ -220,12 +256,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("query_efficiency.json"))
     parser.add_argument("--networks", default=";".join(NETWORKS), help="separated by semicolons")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default="main,ablation,surrogate")
+    parser.add_argument("--parts", default="gratings,main,ablation,surrogate")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     record = Record(options.json)
     for network in options.networks.split(";"):
+        if "gratings" in options.parts:
+            record.found.setdefault("gratings", {})[network] = thrown(network)
+            record.save()
         if "main" in options.parts:
             for seed in map(int, options.seeds.split(",")):
                 for name in (THEIRS, OURS):

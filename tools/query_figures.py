@@ -98,10 +98,35 @@ def _surrogates() -> str:
     return markdown_table(head, rows)
 
 
+def _gratings() -> str:
+    """The share of labels that each grating takes, and what the way back leaves."""
+    found = _found()["gratings"]
+    waves = list(next(iter(found.values()))["lost"])
+    head = [
+        "labels lost to a grating of",
+        *(f"{wave}" for wave in waves),
+        "queries",
+        "confidence, right answers",
+        "ECE",
+    ]
+    rows = [
+        [
+            network,
+            *(f"{100 * row['lost'][wave]:.0f} %" for wave in waves),
+            f"{row['queries']:.1f}",
+            f"{row['confidence']:.3f}",
+            f"{row['ece']:.3f}",
+        ]
+        for network, row in found.items()
+    ]
+    return markdown_table(head, rows)
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "queries-reach": _reach,
     "queries-surrogates": _surrogates,
     "queries-share": _share,
     "queries-curve": _curve,
+    "queries-gratings": _gratings,
     "queries-ablation": _ablation,
 }

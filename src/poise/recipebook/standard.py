@@ -15,6 +15,7 @@ from poise.searches import (
     Aimed,
     Cascade,
     ConfidencePGD,
+    Gratings,
     LearnedSquares,
     NewtonFool,
     Search,
@@ -73,12 +74,27 @@ def _known(setting: Setting) -> tuple[Search, ...]:
     return Aimed(APGD(), GAP), Aimed(NewtonFool(), GOAL), Aimed(adaptive, GAP), Aimed(ACE(), GOAL)
 
 
+def few_queries(setting: Setting) -> Search:
+    """Gratings and the way back from where they led, then squares with a learned response of all logits."""
+    *first, learned = _few_queries(setting)
+    return Cascade((*first, learned)) if first else learned
+
+
+def _few_queries(setting: Setting) -> tuple[Search, ...]:
+    """The members of that; a surrogate knows better than gratings where to begin."""
+    if setting.surrogate is not None:
+        return (LearnedSquares(surrogate=setting.surrogate),)
+    square = Square(p=0.2, start="best", horizon=2 * HORIZON, strict=False)
+    return Gratings(), LearnedSquares(square=square, squares=1)
+
+
 def light(setting: Setting) -> Search:
-    """Scores alone: random search on the same losses, free to cross the boundary, with a learned response."""
-    return Cascade(_random_search(LearnedSquares(surrogate=setting.surrogate), 0.0, setting.budget - 1))
+    """Scores alone: the start of `few_queries`, then random search on the same losses, free to cross the boundary."""
+    *first, learned = _few_queries(setting)
+    return Cascade((*first, *_random_search(learned, 0.0, setting.budget - 1)))
 
 
-def _random_search(learned: LearnedSquares | None, above: float, queries: int) -> tuple[Stage, ...]:
+def _random_search(learned: Search | None, above: float, queries: int) -> tuple[Stage, ...]:
     """First all classes at once, `learned` before plain squares; then, from the best point, the highest class."""
     spread, stages = max(queries * 6 // 10, 1), []
     if learned is not None:
@@ -103,10 +119,10 @@ GOALS: dict[str, tuple[str, Objective]] = {
 RECIPES = (
     Recipe(
         "learned-squares",
-        "maximum miscalibration, black box with few queries (random squares, a learned response of all logits)",
+        "maximum miscalibration, black box with few queries (gratings, squares, a learned response of all logits)",
         PAPER,
         KeepLabel(GOALS[""][1]),
-        lambda setting: LearnedSquares(surrogate=setting.surrogate),
+        few_queries,
         surrogate=True,
     ),
     *(

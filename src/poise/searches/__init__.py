@@ -12,6 +12,7 @@ from poise.searches.crossing_square import CrossingSquare
 from poise.searches.decision import Boundary, HopSkipJump, RamBo
 from poise.searches.every_class import EveryClass
 from poise.searches.fab import FAB
+from poise.searches.gratings import Gratings
 from poise.searches.learned_squares import LearnedSquares
 from poise.searches.momentum import MomentumPGD
 from poise.searches.negative import Negative
@@ -28,7 +29,7 @@ from poise.searches.square import Square
 SEARCHES = {
     kind.__name__: kind
     for kind in (
-        Square, CrossingSquare, LearnedSquares,
+        Square, CrossingSquare, Gratings, LearnedSquares,
         PGD, DropoutPGD, AdaptivePGD, MomentumPGD, APGD, ConfidencePGD, ACE, NewtonFool, FAB,
         HopSkipJump, Boundary, RamBo, QueryNet,
         SimBA, SignHunter, NES, SPSA, Bandits,
@@ -57,6 +58,7 @@ __all__ = [
     "CrossingSquare",
     "DropoutPGD",
     "EveryClass",
+    "Gratings",
     "HopSkipJump",
     "LearnedSquares",
     "MomentumPGD",

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 import poise
 from poise.attacks import Watch
 from poise.constraints import Box, Linf
-from poise.searches import Cascade, Gratings, LearnedSquares, Search, Square
+from poise.recipebook import Setting
+from poise.searches import Cascade, Gratings, Search, Square
 from poise.searches.gratings import WAVES, grating
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -55,18 +56,18 @@ CHECKPOINTS = (1, *range(5, 100, 5), *range(100, 200, 10), *range(200, 400, 25),
 BUDGET, EPS, RESAMPLES = 1000, 0.05, 1000
 ABLATION_BUDGET, SURROGATE_BUDGET = 200, 60
 PLAIN = Square(p=0.1, horizon=1000, strict=False)
-START = Square(p=0.2, horizon=2000, strict=False, start="best")
+GRATINGS, LEARNED = poise.recipes()[OURS].search(Setting(Linf(EPS))).stages
+START = LEARNED.square
 
 
-def ours(*, gratings: Gratings | None = None, square: Square = START, **changed: Any) -> Search:
-    """The search of `learned-squares`, one thing of it changed."""
-    learned = LearnedSquares(**({"square": square, "squares": 1} | changed))
-    return Cascade((gratings or Gratings(), learned))
+def ours(*, gratings: Gratings = GRATINGS, **changed: Any) -> Search:
+    """The search of the recipe `learned-squares`, one thing of it changed."""
+    return Cascade((gratings, replace(LEARNED, **changed)))
 
 
 ABLATIONS: dict[str, Search] = {
     "learned-squares": ours(),
-    "patterns instead of gratings": LearnedSquares(square=replace(START, start="clean"), squares=1),
+    "patterns instead of gratings": replace(LEARNED, square=replace(START, start="clean")),
     "the finest grating alone": ours(gratings=Gratings(waves=WAVES[:1])),
     "one query on the way back": ours(gratings=Gratings(halvings=1)),
     "no model": ours(warm_up=10**6),
@@ -224,9 +225,10 @@ def thrown(network: str) -> Row:
     target, images, labels = load(network)
     ids, ball = torch.arange(len(images)), Linf(EPS)
     before = target.query(images, ids).labels
-    full = {wave: ball.project(images + EPS * grating(wave, images), images, Box(*target.bounds)) for wave in WAVES}
-    lost = {f"{across:g}, {down:g}": float((target.query(x, ids).labels != before).double().mean())
-            for (across, down), x in full.items()}  # fmt: skip
+    lost = {}
+    for wave in WAVES:
+        x = ball.project(images + EPS * grating(wave, images), images, Box(*target.bounds))
+        lost["{:g}, {:g}".format(*wave)] = float((target.query(x, ids).labels != before).double().mean())
     goal = poise.recipes()[OURS].objective
     table = poise.attack(target, goal, Gratings(), ball, images, labels, budget=BUDGET).table
     right = table["prediction_before"] == table["label"]

@@ -102,13 +102,7 @@ def _gratings() -> str:
     """The share of labels that each grating takes, and what the way back leaves."""
     found = _found()["gratings"]
     waves = list(next(iter(found.values()))["lost"])
-    head = [
-        "labels lost to a grating of",
-        *(f"{wave}" for wave in waves),
-        "queries",
-        "confidence, right answers",
-        "ECE",
-    ]
+    head = ["labels lost to a grating of", *waves, "queries", "confidence, right answers", "ECE"]
     rows = [
         [
             network,

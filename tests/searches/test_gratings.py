@@ -62,12 +62,13 @@ def walked(curve: Callable[[Tensor], Tensor], most: int = MOST) -> tuple[Way, li
     clean = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
     way = Way.unlost(clean, curve(0 * one))
-    way = way.told(clean + 1, curve(one), CLOSE / 2)
+    way = way.told(clean + 1, one, curve(one))
     known = [way]
     while not bool(way.ended(CLOSE, most)):
-        point = way.point(clean, CLOSE / 2)
-        torch.testing.assert_close(point.mean(), way.share(CLOSE / 2)[0])
-        way = way.told(point, curve(way.share(CLOSE / 2)), CLOSE / 2)
+        share = way.share(CLOSE / 2)
+        point = way.point(clean, share)
+        torch.testing.assert_close(point.mean(), share[0])
+        way = way.told(point, share, curve(share))
         known.append(way)
     return way, known
 
@@ -95,12 +96,12 @@ def test_on_a_straight_line_one_step_does() -> None:
 
 
 def test_what_does_not_lose_the_label_is_forgotten() -> None:
-    clean = torch.zeros(2, 1, 2, 2)
-    way = Way.unlost(clean, torch.tensor([3.0, 3.0])).told(clean + 1, torch.tensor([2.0, -1.0]), 0.05)
+    clean, half = torch.zeros(2, 1, 2, 2), torch.full((2,), 0.5)
+    way = Way.unlost(clean, torch.tensor([3.0, 3.0])).told(clean + 1, half, torch.tensor([2.0, -1.0]))
     assert way.lost.tolist() == [False, True]
     assert way.asked.tolist() == [0, 0]
     assert way.far.flatten(1).mean(dim=1).tolist() == [0.0, 1.0]
-    way = way.told(clean + 2, torch.tensor([-4.0, 1.0]), 0.05)
+    way = way.told(clean + 2, half, torch.tensor([-4.0, 1.0]))
     assert way.far.flatten(1).mean(dim=1).tolist() == [2.0, 1.0]
     assert way.outer.tolist() == [-4.0, -1.0]
     assert way.of(torch.tensor([True, False])).far.flatten().tolist() == [2.0] * 4
@@ -182,6 +183,7 @@ def test_each_sample_is_searched_by_itself_and_nothing_is_drawn() -> None:
     ("settings", "message"),
     [
         ({"waves": ()}, "waves must be pairs of finite"),
+        ({"waves": ((0.5,),)}, "waves must be pairs of finite"),
         ({"waves": ((math.inf, 0.0),)}, "waves must be pairs of finite"),
         ({"halvings": 0}, "halvings must be at least 1"),
         ({"close": -0.1}, "close must be a finite number of at least 0"),

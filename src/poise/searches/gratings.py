@@ -14,7 +14,7 @@ from poise.constraints.l2 import per_row
 from poise.errors import InputError
 from poise.objectives.base import logit_margin
 from poise.searches.base import Ask, Problem, Reply, Steps, marked
-from poise.searches.responses import mixed
+from poise.searches.responses import full, mixed
 from poise.types import Access
 
 WAVES = ((0.5, 0.0), (0.25, 0.25), (0.25, -0.25), (0.25, 0.0), (0.0, 0.25))
@@ -62,7 +62,7 @@ class Gratings:
     close: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.waves or not all(math.isfinite(cycles) for wave in self.waves for cycles in wave):
+        if not self.waves or not all(len(wave) == 2 and all(map(math.isfinite, wave)) for wave in self.waves):
             raise InputError(
                 f"Gratings: waves must be pairs of finite cycles per pixel, at least one, got {self.waves}"
             )
@@ -79,14 +79,12 @@ class Gratings:
         for i in count():
             if not len(ids):
                 return
-            clean = problem.clean[ids]
-            candidate = way.point(clean, self.close / 2)
+            clean, share = problem.clean[ids], way.share(self.close / 2)
+            candidate = problem.constraint.project(way.point(clean, share), clean, problem.box)
             if i < len(self.waves):
-                full = clean + problem.constraint.eps * problem.constraint.steepest(grating(self.waves[i], clean))
-                candidate = mixed(way.lost, candidate, full)
-            candidate = problem.constraint.project(candidate, clean, problem.box)
+                candidate = mixed(way.lost, candidate, full(problem, ids, grating(self.waves[i], clean)))
             reply = yield Ask(candidate, ids)
-            way = way.told(candidate, margin(reply, label, ids), self.close / 2)
+            way = way.told(candidate, share, margin(reply, label, ids))
             staying = reply.active[ids] & ~way.ended(self.close, self.halvings)
             if i + 1 >= len(self.waves):
                 staying &= way.lost
@@ -154,16 +152,16 @@ class Way:
         part = torch.where(self.asked % 3 == 2, 0.5, part)
         return self.low + part * (self.high - self.low)
 
-    def point(self, clean: Tensor, left: float) -> Tensor:
-        """(m, C, H, W) the points at those shares of the ways from clean (m, C, H, W)."""
-        return clean + per_row(self.share(left), clean).to(clean.dtype) * (self.far - clean)
+    def point(self, clean: Tensor, share: Tensor) -> Tensor:
+        """(m, C, H, W) the points at shares (m,) of the ways from clean (m, C, H, W)."""
+        return clean + per_row(share, clean).to(clean.dtype) * (self.far - clean)
 
-    def told(self, points: Tensor, margins: Tensor, left: float) -> Way:
+    def told(self, points: Tensor, share: Tensor, margins: Tensor) -> Way:
         """What is known once points (m, C, H, W) were answered with margins (m,).
 
-        Those of samples with a lost label lie on the way, at `share(left)`; another may be what loses it.
+        Those of samples with a lost label lie on the way, at share (m,); another may be what loses it.
         """
-        share, taken = self.share(left), margins < 0
+        taken = margins < 0
         first, back, out = taken & ~self.lost, self.lost & ~taken, self.lost & taken
         return Way(
             far=mixed(first, points, self.far),

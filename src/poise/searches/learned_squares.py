@@ -13,7 +13,7 @@ from torch import Tensor
 from poise.constraints.l2 import per_row
 from poise.errors import InputError
 from poise.searches.base import Ask, Judge, Problem, Steps, running
-from poise.searches.responses import Responses, Slopes, Tiles, mixed, patterns
+from poise.searches.responses import Responses, Slopes, Tiles, full, mixed, patterns
 from poise.searches.square import Square, fraction
 from poise.searches.transfers import Transfer, check_surrogate, transfer
 from poise.targets.base import DifferentiableTarget
@@ -127,9 +127,7 @@ class LearnedSquares:
             if i < starts:
                 bits = rng.signs("start", i, ids, (clean.shape[1], 16, 16))
                 pattern = patterns(i, bits, (clean.shape[2], clean.shape[3]))
-                full = clean[ids] + problem.constraint.eps * problem.constraint.steepest(pattern.to(clean.dtype))
-                full = problem.constraint.project(full, clean[ids], problem.box)
-                candidate = mixed(problem.over[ids], candidate, full)
+                candidate = mixed(problem.over[ids], candidate, full(problem, ids, pattern))
             if known is not None and (own or i >= self.warm_up):
                 if i == self.warm_up:
                     turns.share(tried=int(own))

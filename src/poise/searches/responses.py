@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from poise.constraints.l2 import per_row
+from poise.searches.base import Problem
 
 SMOOTH, REACH, SHARED = 0.9, 1.5, 0.5
 """What is believed before the first query: neighbouring tiles (REACH of 8 tiles apart) and channels act alike."""
@@ -134,6 +135,12 @@ def patterns(number: int, bits: Tensor, shape: tuple[int, int]) -> Tensor:
     rows, columns = (16, 16) if number % 2 == 0 else (1, 8)
     signs = bits[:, :, : min(rows, shape[0]), : min(columns, shape[1])].to(torch.float32).mul(2).sub(1)
     return functional.interpolate(signs, size=shape, mode="nearest")
+
+
+def full(problem: Problem, ids: Tensor, pattern: Tensor) -> Tensor:
+    """(m, C, H, W) the clean images ids (m,) moved by all of eps along a pattern of signs, cut to ball and box."""
+    clean, ball = problem.clean[ids], problem.constraint
+    return ball.project(clean + ball.eps * ball.steepest(pattern.to(clean.dtype)), clean, problem.box)
 
 
 def mixed(chosen: Tensor, there: Tensor, here: Tensor) -> Tensor:

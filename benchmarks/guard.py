@@ -56,8 +56,8 @@ class Cost:
 
 
 LIMITS = {
-    "square": Cost(ratio=3.0, passes=1, calls=279, operations=127),
-    "pgd": Cost(ratio=2.5, passes=1, calls=255, operations=92),
+    "square": Cost(ratio=3.0, passes=1, calls=257, operations=76),
+    "pgd": Cost(ratio=2.5, passes=1, calls=256, operations=70),
 }
 """The most that is allowed."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poise.constraints import L2, Box, Linf
 from poise.constraints.l2 import unit
+from poise.constraints.reach import Reach
 from poise.errors import InputError
 from poise.rng import Rng
 from toys import generator
@@ -62,6 +63,22 @@ def test_projection_lands_in_ball_and_box_and_stays(
     assert bool(((inside >= 0) & (inside <= 1)).all())
     assert bool(constraint.contains(inside, clean).all())
     torch.testing.assert_close(constraint.project(inside, clean, BOX), inside, rtol=0, atol=1e-7)
+
+
+@both_balls
+@given(**settings_)
+def test_a_reach_does_what_the_ball_does_to_the_last_bit(
+    ball: type, seed: int, eps: float, scale: float, dtype: torch.dtype
+) -> None:
+    clean = rows(seed, dtype=dtype)
+    x, gradient, constraint = far(seed, scale, clean), far(seed + 2, 1.0, clean) - clean, ball(eps)
+    for box in (BOX, Box(0.25, 0.5)):  # the second leaves no room for many pixels
+        reach, here = Reach(constraint, clean, box), x.clone()
+        moved = reach.descend(here, gradient, 0.07)
+        assert torch.equal(here, x)
+        assert torch.equal(moved, constraint.project(x - 0.07 * constraint.steepest(gradient), clean, box))
+        assert torch.equal(reach.project(here), constraint.project(x, clean, box))
+    assert reach.sure is (ball is Linf)
 
 
 @both_balls

@@ -172,6 +172,22 @@ def test_the_last_verification_stops_a_defect(defect: str, monkeypatch: pytest.M
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("change", "eps"), [(-0.31, 0.3), (-0.6, 1.0)])
+def test_a_search_that_vouches_in_vain_is_stopped(change: float, eps: float) -> None:
+    """Points that are said to lie inside are looked at once, as results: outside the ball, outside the box."""
+
+    def steps(inside: bool) -> Callable[[Problem], Steps]:
+        def run(problem: Problem) -> Steps:
+            yield Ask(problem.clean, problem.everyone)
+            yield Ask(problem.clean + change, problem.everyone, inside=inside)
+
+        return run
+
+    assert pixels(drive(identity_case(0.5), FirstPixel(), Own(steps(False)), Linf(eps))) == [0.5]
+    with pytest.raises(PoiseError, match="failed its last verification"):
+        drive(identity_case(0.5), FirstPixel(), Own(steps(True)), Linf(eps))
+
+
 # --- several points of one sample ---
 
 

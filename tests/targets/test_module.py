@@ -212,6 +212,80 @@ def test_an_in_place_first_layer_changes_nothing(first: nn.Module | None) -> Non
     assert torch.equal(x, CASE.images)
 
 
+def seen(module: nn.Module) -> tuple[list[bool], Callable[[Tensor], None]]:
+    """Whether each call of the module was given the very memory of the points announced before it."""
+    own: list[bool] = []
+    points: list[Tensor] = []
+    module.register_forward_pre_hook(lambda _, given: own.append(given[0].data_ptr() == points[-1].data_ptr()))
+    return own, points.append
+
+
+def test_a_session_lends_its_callers_points_after_a_first_call_on_a_copy() -> None:
+    module = CASE.module()
+    own, ask = seen(module)
+    target = ModuleTarget(module, num_classes=3)
+    for _ in range(2):  # what was found out ends with the session
+        with target.session():
+            for _ in range(3):
+                ask(CASE.images)
+                target.query(CASE.images, IDS)
+                target.gradient(CASE.images, IDS, cross_entropy)
+    assert own == [False, False, True, True, True, True] * 2
+    target.query(CASE.images.float(), IDS)  # of another type, and outside of any session
+    assert own[-1] is False
+
+
+class Keeps(nn.Module):
+    """Does something to what it is given, and answers as the linear case."""
+
+    def __init__(self, do: Callable[[Tensor, list], None]) -> None:
+        super().__init__()
+        self.inner, self.do, self.kept = CASE.module(), do, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.do(x, self.kept)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda x, kept: kept.append(x),
+        lambda x, kept: kept.append(x.flatten(1)),
+        lambda x, kept: x.clamp_(0, 1),  # which changes no value
+        lambda x, kept: x.data.mul_(0.5),  # of which torch takes no note
+        lambda x, kept: x.numpy().__imul__(0.5),
+    ],
+)
+def test_a_model_that_keeps_or_writes_what_it_is_given_gets_copies(do: Callable[[Tensor, list], None]) -> None:
+    module = Keeps(do)
+    own, ask = seen(module)
+    target, points = ModuleTarget(module, num_classes=3), CASE.images.clone()
+    with target.session():
+        for _ in range(3):
+            ask(points)
+            target.query(points, IDS)
+    assert own == [False] * 3
+    assert torch.equal(points, CASE.images)
+
+
+def test_a_model_that_answers_with_its_input_gets_copies() -> None:
+    target, points = ModuleTarget(nn.Flatten(), num_classes=64), IMAGES.clone()
+    with target.session():
+        answers = [target.query(points, IDS).scores for _ in range(3)]
+        points.zero_()
+    assert all(torch.equal(answer, IMAGES.flatten(1)) for answer in answers)
+
+
+def test_a_model_that_writes_in_some_calls_alone_is_stopped() -> None:
+    calls = Keeps(lambda x, kept: x.mul_(0.5) if len(kept) == 1 else kept.append(0))
+    target = ModuleTarget(calls, num_classes=3)
+    with target.session():
+        target.query(CASE.images.clone(), IDS)
+        with pytest.raises(TargetError, match="must do so in all calls or in none"):
+            target.query(CASE.images.clone(), IDS)
+
+
 def test_hidden_gradients() -> None:
     target = cnn(access=Access.SCORES)
     with pytest.raises(TargetError, match="gradients need access 'gradients', the target declares 'scores'"):

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from poise.cli.memory import keep_freed_memory
 from poise.errors import PoiseError, printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -54,6 +55,7 @@ class _Lazy(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
+        keep_freed_memory()
         return name, command if name is None else load(name), rest
 
 

@@ -121,12 +121,12 @@ def upwards(clean: Outputs) -> Tensor:
 
 def of_class(values: Tensor, classes: Tensor) -> Tensor:
     """(m,) the entry of each row of values (m, K) at classes (m,)."""
-    return values.gather(1, classes[:, None])[:, 0]
+    return values.gather(1, classes.unsqueeze(1)).squeeze(1)
 
 
 def best_other(values: Tensor, classes: Tensor) -> Tensor:
     """(m,) the highest entry of each row of values (m, K) away from classes (m,)."""
-    return values.scatter(1, classes[:, None], -torch.inf).amax(dim=1)
+    return values.scatter(1, classes.unsqueeze(1), -torch.inf).amax(dim=1)
 
 
 _MANY = 64
@@ -143,11 +143,19 @@ def predicted(outputs: Outputs, classes: Tensor, ids: Tensor) -> Tensor:
     return outputs.labels == classes.index_select(0, ids)
 
 
+def lost(outputs: Outputs, classes: Tensor, ids: Tensor) -> Tensor:
+    """(m,) bool: the contrary of `predicted`, by the margin, for goals that know it already."""
+    behind = outputs.once(logit_margin, classes, ids) <= 0
+    if behind.device.type == "cpu" and not bool(behind.any()):
+        return behind
+    return outputs.labels != classes.index_select(0, ids)
+
+
 def logit_margin(outputs: Outputs, classes: Tensor) -> Tensor:
     """(m,) z_c - max_{j != c} z_j; negative where another class wins."""
     if outputs.kind is OutputKind.LOGITS and "logits" not in vars(outputs):  # chosen first, widened then
-        wide = exact(outputs.scores.device)
-        return of_class(outputs.scores, classes).to(wide) - best_other(outputs.scores, classes).to(wide)
+        own = of_class(outputs.scores, classes).to(exact(outputs.scores.device))
+        return own - best_other(outputs.scores, classes)  # which is widened in passing
     return of_class(outputs.logits, classes) - best_other(outputs.logits, classes)
 
 

@@ -14,6 +14,7 @@ from poise.objectives.base import (
     downwards,
     log_probability,
     logit_margin,
+    lost,
     of_class,
     predicted,
     probability_gap,
@@ -34,7 +35,7 @@ class _AwayFrom(Bound):
         return outputs.once(logit_margin, self.y, ids)
 
     def done(self, outputs: Outputs, ids: Tensor) -> Tensor:
-        return ~predicted(outputs, self.y, ids) & self.stop
+        return lost(outputs, self.y, ids) if self.stop else torch.zeros_like(ids, dtype=torch.bool)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ class Ask:
         repeats: the most points of any one sample in this ask.
         aim: (m,) float, which of the goal's losses each point follows (`Bound.aimed`); None is the goal's own.
         step: (m,) or one number, the step length that led here, for the trace alone.
+        inside: the search vouches that the points lie in ball and box; they are looked at once, as results.
 
     >>> import torch
     >>> ask = Ask(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), grad=True)
@@ -40,12 +41,13 @@ class Ask:
     repeats: int = 1
     aim: Tensor | None = None
     step: Tensor | float | None = None
+    inside: bool = False
 
     def at(self, index: Tensor) -> Ask:
         """The points at these positions, or marked in a mask; `repeats` is kept."""
         step = self.step[index] if isinstance(self.step, Tensor) else self.step
         aim = None if self.aim is None else self.aim[index]
-        return Ask(self.x[index], self.ids[index], self.grad, self.probe, self.repeats, aim, step)
+        return Ask(self.x[index], self.ids[index], self.grad, self.probe, self.repeats, aim, step, self.inside)
 
 
 @dataclass(frozen=True, slots=True)

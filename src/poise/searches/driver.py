@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -63,11 +62,10 @@ class Best:
 
 def _write(kept: Tensor, ids: Tensor, rows: Tensor) -> None:
     """kept[ids] = rows, in words of 16 bytes where they fit: on a CPU what it costs is the number of words."""
-    wide, size = torch.complex128, math.prod(kept.shape[1:])
-    there, here = kept.view(-1, size), rows.reshape(-1, size)
-    if kept.device.type == "cpu" and size * here.element_size() % wide.itemsize == 0:
-        there, here = there.view(wide), here.view(wide)
-    there.index_copy_(0, ids, here)
+    wide = torch.complex128
+    if kept.device.type == "cpu" and kept.shape[-1] * kept.element_size() % wide.itemsize == 0 and kept.ndim > 1:
+        kept, rows = kept.view(wide), rows.contiguous().view(wide)
+    kept.index_copy_(0, ids, rows)
 
 
 @dataclass
@@ -313,11 +311,10 @@ def _loss(bound: Bound, outputs: Outputs, ids: Tensor, aim: Tensor | None) -> Te
 
 def _count_flat(run: Run, ids: Tensor, gradient: Tensor) -> None:
     """Counts the gradients that are zero everywhere."""
+    if gradient.device.type == "cpu" and bool((gradient[:, 0, gradient.shape[2] // 2].amax(dim=1) > 0).all()):
+        return  # a line of each image tells
     rows = gradient.flatten(1)
-    highest = rows.amax(dim=1)
-    if highest.device.type == "cpu" and bool((highest > 0).all()):
-        return
-    flat = (highest == 0) & (rows.amin(dim=1) == 0)  # ten times faster than any()
+    flat = (rows.amax(dim=1) == 0) & (rows.amin(dim=1) == 0)  # ten times faster than any()
     run.zero_gradients.index_add_(0, ids, flat.long())
 
 
@@ -341,18 +338,26 @@ def _record(ask: Ask, run: Run, outputs: Outputs, accept: Tensor) -> None:
         lowest = torch.where(_inside(run.problem, x, ids), aside, torch.inf).to(run.aside.dtype)
         run.aside.scatter_reduce_(0, ids, lowest, reduce="amin")
     near = x.device.type == "cpu"  # mostly few are better; elsewhere to know how many would cost a synchronisation
-    if near and not bool(better.any()):
-        return
-    finished = better & run.bound.done(outputs, ids)
-    if near:
-        better, ids, x, scores, merit, finished = marked(better, better, ids, x, scores, merit, finished)
-    inside = _inside(run.problem, x, ids)
-    better, finished = better & inside, finished & inside
-    if ask.repeats > 1:  # several points of one sample: its best alone, so that no row is written twice
-        better = better & _best_of_each(ids, torch.where(better, merit, torch.inf))
     compact = near or ask.repeats > 1
-    if compact and not bool(better.all()):
-        ids, x, scores, merit, finished = marked(better, ids, x, scores, merit, finished)
+    if near:
+        rows = better.nonzero().view(-1)
+        if not len(rows):
+            return
+        finished = run.bound.done(outputs, ids)
+        if len(rows) < len(ids):
+            parts = ids, x, scores, merit, finished
+            ids, x, scores, merit, finished = (part.index_select(0, rows) for part in parts)
+    else:
+        finished = better & run.bound.done(outputs, ids)
+    if not (near and ask.inside and ask.repeats == 1):
+        better = torch.ones_like(finished) if near else better
+        if not ask.inside:
+            inside = _inside(run.problem, x, ids)
+            better, finished = better & inside, finished & inside
+        if ask.repeats > 1:  # several points of one sample: its best alone, so that no row is written twice
+            better = better & _best_of_each(ids, torch.where(better, merit, torch.inf))
+        if compact and not bool(better.all()):
+            ids, x, scores, merit, finished = marked(better, ids, x, scores, merit, finished)
     improved = run.meter.queries.index_select(0, ids)
     if not compact:
         x = torch.where(better.view(-1, 1, 1, 1), x, best.x.index_select(0, ids))

@@ -33,4 +33,5 @@ def _settled(steps: Steps, problem: Problem, constraint: EightBit) -> Steps:
                 ask = steps.send(reply)
             except StopIteration:
                 return
-            reply = yield dataclasses.replace(ask, x=constraint.settle(ask.x, problem.clean[ask.ids]))
+            settled = constraint.settle(ask.x, problem.clean[ask.ids])
+            reply = yield dataclasses.replace(ask, x=settled, inside=False)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from poise.constraints.l2 import per_row
+from poise.constraints.reach import Reach
 from poise.errors import InputError
 from poise.searches.base import Ask, Problem, Steps
 from poise.searches.gradient import begin, check_steps, drop_finished
@@ -66,16 +67,15 @@ class PGD:
         constraint, box, clean = problem.constraint, problem.box, problem.clean
         a = constraint.eps if self.step is None else self.step
         at = yield from begin(problem, random_start=self.random_start, fall_back=self.undo, jitter=self.jitter)
-        ids, x0 = at.ids, clean.index_select(0, at.ids)
+        ids, reach = at.ids, Reach(constraint, clean.index_select(0, at.ids), box)
         for t in range(self.steps):
             if at.ids is not ids:
-                ids, x0 = at.ids, clean.index_select(0, at.ids)
+                ids, reach = at.ids, Reach(constraint, clean.index_select(0, at.ids), box)
             if not len(ids):
                 return
             more = t + 1 < self.steps
-            step = a * constraint.steepest(at.gradient)
-            candidate = constraint.project(torch.sub(at.x, step, out=step), x0, box)
-            reply = yield Ask(candidate, ids, grad=more, step=a)
+            candidate = reach.descend(at.x, at.gradient, a)
+            reply = yield Ask(candidate, ids, grad=more, step=a, inside=reach.sure)
             if more:
                 moved = reply.accept if self.undo else torch.ones_like(reply.accept)
                 at = drop_finished(at.where(moved, candidate, reply), reply)

@@ -101,7 +101,7 @@ class Square:
             if not len(ids):
                 return
             move = squares.move(x, ids, fraction(p, i, horizon), i)
-            reply = yield Ask(move.x, ids, aim=self._aim(ids))
+            reply = yield Ask(move.x, ids, aim=self._aim(ids), inside=move.inside)
             better = (reply.loss < loss) & reply.accept if self.strict else reply.loss < loss
             x = move.settle(better)
             loss = torch.where(better, reply.loss, loss)

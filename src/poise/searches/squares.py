@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class Move(Protocol):
         """(m, C, H, W) the candidates, to be asked for."""
         ...
 
+    @property
+    def inside(self) -> bool:
+        """They lie in ball and box by their making, if what they were made from does."""
+        ...
+
     def settle(self, better: Tensor) -> Tensor:
         """(m, C, H, W) the candidates where better (m,), else what they were made from; ends this move."""
         ...
@@ -38,6 +43,7 @@ class Move(Protocol):
 class Replaced:
     """Candidates in a tensor of their own."""
 
+    inside: ClassVar[bool] = False
     before: Tensor
     x: Tensor
 
@@ -49,14 +55,15 @@ class Replaced:
 class Windows:
     """Candidates written into the images themselves: only the windows at index (m, C, s * s) are ever touched."""
 
+    inside: ClassVar[bool] = True
     x: Tensor
+    flat: Tensor
     index: Tensor
     before: Tensor
     after: Tensor
 
     def settle(self, better: Tensor) -> Tensor:
-        stays = torch.where(better.view(-1, 1, 1), self.after, self.before)
-        self.x.view(*self.x.shape[:2], -1).scatter_(2, self.index, stays)
+        self.flat.scatter_(2, self.index, torch.where(better.view(-1, 1, 1), self.after, self.before))
         return self.x
 
 
@@ -151,18 +158,15 @@ class Cut:
         side: s of the windows.
         steps: which steps; each of the following has one tensor per step.
         index: (m, C, s * s) positions of each window in an image flattened over rows and columns.
-        up, down: (m, C, s * s) what the pixels may become.
-        signs: (m, DRAWS, C) which of the two each drawn pattern takes.
-        after: (m, C, s * s) the windows by the first pattern.
+        patterns: (m, DRAWS, C, s * s) what the window may become, in the order drawn.
+        after: (m, C, s * s) the first pattern.
     """
 
     ids: Seen
     side: int
     steps: range
     index: tuple[Tensor, ...]
-    up: tuple[Tensor, ...]
-    down: tuple[Tensor, ...]
-    signs: tuple[Tensor, ...]
+    patterns: tuple[Tensor, ...]
     after: tuple[Tensor, ...]
 
     def holds(self, ids: Tensor, side: int, step: int) -> bool:
@@ -208,7 +212,7 @@ class LinfSquares(Squares):
         now = flat.gather(2, cut.index[at])
         after = self._changing(cut, at, now)
         flat.scatter_(2, cut.index[at], after)
-        return Windows(x, cut.index[at], now, after)
+        return Windows(x, flat, cut.index[at], now, after)
 
     def _windows(self, ids: Tensor, s: int, step: int) -> Cut:
         """The windows of this step; those of more and more steps at once while samples and side stay the same."""
@@ -228,33 +232,28 @@ class LinfSquares(Squares):
         places = index + self.planes.index_select(0, ids)
         clean = self.flat_clean.index_select(0, places.flatten()).view_as(places)
         up, down = self.problem.box.project(clean + self.eps), self.problem.box.project(clean - self.eps)
-        signs = (bits[:, :, 2:] < 0).view(number, m, DRAWS, self.channels)
-        after = torch.where(signs[:, :, 0, :, None], up, down)
+        signs = (bits[:, :, 2:] < 0).view(number, m, DRAWS, self.channels, 1)
+        patterns = torch.where(signs, up[:, :, None], down[:, :, None])
         index = index.expand(-1, -1, self.channels, -1)
-        parts = (part.unbind(0) for part in (index, up, down, signs, after))
+        parts = (part.unbind(0) for part in (index, patterns, patterns[:, :, 0]))
         return Cut(Seen(ids), s, range(step, step + number), *parts)
 
     def _changing(self, cut: Cut, at: int, now: Tensor) -> Tensor:
         """(m, C, s * s) the windows by the first drawn pattern that changes what is there now, else by the first."""
-        up, down, signs, after = cut.up[at], cut.down[at], cut.signs[at], cut.after[at]
+        after, patterns = cut.after[at], cut.patterns[at]
         if now.device.type != "cpu":  # to know whether any window stays as it is would cost a synchronisation
-            return self._redrawn(now, up, down, signs)
+            return _redrawn(now, patterns)
         rows = (now.select(2, 0) == after.select(2, 0)).all(dim=1).nonzero().view(-1)
-        if cut.side > 1 and len(rows):  # their first pixel stays as it is: mostly it alone
-            same = now.index_select(0, rows) == after.index_select(0, rows)
-            rows = rows[same.flatten(1).all(dim=1)]
-        if not len(rows):
+        if not len(rows):  # nowhere does even the first pixel stay as it is
             return after
-        parts = (part.index_select(0, rows) for part in (now, up, down, signs))
-        return after.index_copy(0, rows, self._redrawn(*parts))
+        return after.index_copy(0, rows, _redrawn(now.index_select(0, rows), patterns.index_select(0, rows)))
 
-    def _redrawn(self, now: Tensor, up: Tensor, down: Tensor, signs: Tensor) -> Tensor:
-        """As `_changing`, whatever the first pattern does."""
-        same_up, same_down = (now == up).all(dim=2), (now == down).all(dim=2)
-        idle = torch.where(signs, same_up[:, None], same_down[:, None]).all(dim=2)
-        pick = idle.view(torch.uint8).argmin(dim=1)  # the first that is not
-        chosen = signs.gather(1, pick[:, None, None].expand(-1, 1, self.channels))[:, 0]
-        return torch.where(chosen[:, :, None], up, down)
+
+def _redrawn(now: Tensor, patterns: Tensor) -> Tensor:
+    """(m, C, s * s) the first of the patterns (m, DRAWS, C, s * s) that differs from now, else the very first."""
+    idle = (now.unsqueeze(1) == patterns).flatten(2).all(dim=2)
+    pick = idle.view(torch.uint8).argmin(dim=1).view(-1, 1, 1, 1)
+    return patterns.gather(1, pick.expand(-1, 1, *now.shape[1:])).squeeze(1)
 
 
 class L2Squares(Squares):

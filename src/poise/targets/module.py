@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -39,6 +40,27 @@ class Normalize(nn.Module):
         if self.mean.shape[1] not in (1, x.shape[1]):
             raise InputError(f"Normalize: images must have {self.mean.shape[1]} channels, got {x.shape[1]}")
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+
+
+class Trial:
+    """A call on a copy of the caller's points (m, C, H, W): it tells whether the module can be given those themselves.
+
+    Not where it writes into them, keeps them or a view of them, or answers with one. Judged when the graph is gone.
+    """
+
+    def __init__(self, given: Tensor, dtype: torch.dtype) -> None:
+        self.given, self.points = given, given.to(dtype, copy=True)
+        self.answer: object = None
+        self.before = self._state()
+
+    def _state(self) -> tuple[int, int, int]:
+        """Writes so far, names in Python, tensors that share the memory."""
+        storage = self.points.untyped_storage()
+        return self.points._version, sys.getrefcount(self.points), torch._C._storage_Use_Count(storage._cdata)
+
+    def passed(self) -> bool:
+        """The module left its points alone, and nothing of them is left behind but this copy."""
+        return self._state() == self.before and torch.equal(self.points, self.given.to(self.points.dtype))
 
 
 class ModuleTarget:
@@ -97,6 +119,8 @@ class ModuleTarget:
         self.module = normalised.to(self.device)
         self._checked_kind = False
         self._open: torch.dtype | None = None
+        self._lent: dict[bool, bool] = {}
+        self._trial: Trial | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,17 +130,38 @@ class ModuleTarget:
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for x (m, C, H, W); one forward pass per `batch_size` points. `ids` is not used."""
         with self.session(), torch.inference_mode(False), torch.no_grad():
-            return self._outputs([self._forward(part) for part in self._parts(x)], len(x))
+            outputs = self._outputs([self._forward(part) for part in self._parts(x)], len(x))
+            self._judge()
+            return outputs
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
         return (x,) if len(x) <= self.batch_size else torch.split(x, self.batch_size)
 
     def _forward(self, part: Tensor) -> Tensor:
-        """One forward pass, on a copy: a model with an in-place first layer must not write into its caller's points."""
-        answer = self.module(part.to(self._open or self.dtype, copy=True))
+        """One forward pass; of a session's first, one with and one without a graph are a `Trial` for the others."""
+        dtype, graph = self._open or self.dtype, part.requires_grad
+        if self._lent.get(graph) and part.dtype == dtype and not part.is_inference():
+            version = part._version
+            answer = self.module(part)
+            if part._version != version:
+                raise TargetError(
+                    "ModuleTarget: the model wrote into its input, which it had left as it was in the session's first "
+                    "call; it must do so in all calls or in none"
+                )
+        elif graph in self._lent or self._trial is not None:
+            answer = self.module(part.to(dtype, copy=True))
+        else:
+            self._trial = Trial(part, dtype)
+            answer = self._trial.answer = self.module(self._trial.points)
         if not isinstance(answer, Tensor):
             raise TargetError(f"ModuleTarget: the model must return a tensor of scores, got {type(answer).__name__}")
         return answer
+
+    def _judge(self) -> None:
+        """Ends a trial: from now on the session's calls are given their caller's points, or copies."""
+        if self._trial is not None:
+            self._lent[self._trial.given.requires_grad] = self._trial.passed()
+            self._trial = None
 
     def gradient(self, x: Tensor, ids: Tensor, loss: Loss) -> tuple[Outputs, Tensor]:
         """Answers and d loss_i / d x_i (m, C, H, W); one forward and one backward pass per `batch_size` points.
@@ -136,6 +181,7 @@ class ModuleTarget:
             else:
                 found = torch.autograd.grad(losses.sum(), points, allow_unused=True)[0]
                 gradient = torch.zeros_like(x) if found is None else found.to(x.dtype)
+            self._judge()
         return outputs.detached(), gradient
 
     @contextmanager
@@ -155,7 +201,8 @@ class ModuleTarget:
                     part.training = False
                 yield
             finally:
-                self._open = None
+                self._open = self._trial = None
+                self._lent.clear()
                 for part in training:
                     part.training = True
 
@@ -167,7 +214,7 @@ class ModuleTarget:
                 f"got {tuple(scores.shape)}"
             )
         if rows and (not self._checked_kind or scores.device.type == "cpu"):
-            self._check_values(scores.detach())
+            self._check_values(scores.detach() if scores.requires_grad else scores)
         return Outputs(scores, self.kind)
 
     def _check_values(self, scores: Tensor) -> None:

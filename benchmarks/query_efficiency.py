@@ -9,7 +9,8 @@ is kept; intervals are percentiles of bootstrap resamples of images, the same on
 an ECE is the first number of queries at which the curve is there, between checkpoints by linear interpolation. SA-MMA's
 ECE after 1,000 queries counts as reached by itself after 1,000. Rows that the file holds already are not run again.
 The part `gratings` counts the labels that each grating takes, and what the way back leaves of the confidence.
-The part `surrogate` gives `learned-squares` a network of the attacker's own (SURROGATES), for the first queries.
+The part `surrogate` gives `learned-squares` a network of the attacker's own (SURROGATES), for the first queries;
+`surrogate-end` does so for all of them (a walk through the surrogate takes several times the victim's own time).
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ ABLATED = ("ResNet-20", "ResNet-2b, adversarial")
 OURS, THEIRS = "learned-squares", "sa-mma"
 CHECKPOINTS = (1, *range(5, 100, 5), *range(100, 200, 10), *range(200, 400, 25), *range(400, 1001, 50))
 BUDGET, EPS, RESAMPLES = 1000, 0.05, 1000
-ABLATION_BUDGET, SURROGATE_BUDGET = 200, 60
+ABLATION_BUDGET = 200
+SURROGATE_BUDGETS = {"surrogate": 60, "surrogate-end": BUDGET}
 PLAIN = Square(p=0.1, horizon=1000, strict=False)
 GRATINGS, LEARNED = poise.recipes()[OURS].search(Setting(Linf(EPS))).stages
 START = LEARNED.square
@@ -167,6 +169,11 @@ def first_queries(one: Curves, other: Curves, right: NDArray[np.float64]) -> dic
     return {"0.2": reached(one, 0.2), "0.3": reached(one, 0.3), "last": last, "ratio": BUDGET / last}
 
 
+def at_the_end(one: Curves, other: Curves, right: NDArray[np.float64]) -> dict[str, float]:
+    """The share of the bound that ours comes to after all queries."""
+    return {"share": one[-1] / float(poise.metrics.mma_bound(float(right.mean()), 10))}
+
+
 def _finite(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
@@ -208,16 +215,24 @@ class Record:
         """Each of our attacks with theirs, over the seeds that both have."""
         rows = [row for row in self.found["rows"] if row["network"] == network]
         theirs = {row["seed"]: row for row in rows if (row["part"], row["name"]) == ("main", THEIRS)}
-        for part, name, figures in (("main", "compared", compared), ("surrogate", "surrogates", first_queries)):
+        for part, (name, figures) in COMPARED.items():
             ours = {row["seed"]: row for row in rows if (row["part"], row["name"]) == (part, OURS)}
             common = sorted(ours.keys() & theirs.keys())
             if common:
                 pairs = [ours[seed] for seed in common], [theirs[seed] for seed in common]
                 sizes = {"seeds": len(common), "samples": pairs[0][0]["samples"], "bound": pairs[0][0]["bound"]}
-                if part == "surrogate":
+                if part in SURROGATE_BUDGETS:
                     sizes["surrogate"] = SURROGATES[network][0]
                 self.found.setdefault(name, {})[network] = resampled(*pairs, figures) | sizes
                 self.save()
+
+
+COMPARED: dict[str, tuple[str, Figures]] = {
+    "main": ("compared", compared),
+    "surrogate": ("surrogates", first_queries),
+    "surrogate-end": ("surrogates at the end", at_the_end),
+}
+"""Part to the name of its comparison with SA-MMA in the result file, and what is compared."""
 
 
 def thrown(network: str) -> Row:
@@ -258,26 +273,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("query_efficiency.json"))
     parser.add_argument("--networks", default=";".join(NETWORKS), help="separated by semicolons")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default="gratings,main,ablation,surrogate")
+    parser.add_argument("--parts", default="gratings,main,ablation,surrogate,surrogate-end")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    parts = set(options.parts.split(","))
     record = Record(options.json)
     for network in options.networks.split(";"):
-        if "gratings" in options.parts:
+        if "gratings" in parts:
             record.found.setdefault("gratings", {})[network] = thrown(network)
             record.save()
-        if "main" in options.parts:
+        if "main" in parts:
             for seed in map(int, options.seeds.split(",")):
                 for name in (THEIRS, OURS):
                     key = {"part": "main", "network": network, "name": name, "seed": seed}
                     record.job(key, named, name=name, budget=BUDGET, seed=seed)
-        if "surrogate" in options.parts:
+        for part in (part for part in SURROGATE_BUDGETS if part in parts):
             surrogate = poise.models.load(SURROGATES[network][1].format(SHARED))
             for seed in map(int, options.seeds.split(",")):
-                key = {"part": "surrogate", "network": network, "name": OURS, "seed": seed}
-                record.job(key, named, name=OURS, budget=SURROGATE_BUDGET, seed=seed, surrogate=surrogate)
-        if "ablation" in options.parts and network in ABLATED:
+                key = {"part": part, "network": network, "name": OURS, "seed": seed}
+                record.job(key, named, name=OURS, budget=SURROGATE_BUDGETS[part], seed=seed, surrogate=surrogate)
+        if "ablation" in parts and network in ABLATED:
             for name, search in ABLATIONS.items():
                 record.job({"part": "ablation", "network": network, "name": name, "seed": 0}, composed, search=search)
         record.compare(network)

@@ -46,13 +46,15 @@ def _reach() -> str:
 
 def _share() -> str:
     """ECE after 1,000 queries as a share of the bound."""
-    rows = [
-        [network, f"{row['bound']:.3f}", _percent(row["share theirs"]), _percent(row["share ours"])]
-        for network, row in _found()["compared"].items()
-    ]
-    return markdown_table(
-        ["ECE after 1,000 queries, share of the bound", "bound", "`sa-mma`", "`learned-squares`"], rows
-    )
+    found = _found()
+    rows = []
+    for network, row in found["compared"].items():
+        helped = found["surrogates at the end"].get(network)
+        cell = "–" if helped is None else f"{_percent(helped['share'])}, {helped['surrogate']}, {helped['seeds']} seeds"
+        cell = cell.replace(" 1 seeds", " one seed")
+        rows.append([network, f"{row['bound']:.3f}", _percent(row["share theirs"]), _percent(row["share ours"]), cell])
+    head = ["ECE after 1,000 queries, share of the bound", "bound", "`sa-mma`", "`learned-squares`", "with a surrogate"]
+    return markdown_table(head, rows)
 
 
 def _curve() -> str:

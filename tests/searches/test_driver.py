@@ -282,15 +282,23 @@ def test_the_curve_never_shows_what_took_more_queries(checkpoint: int) -> None:
 
 def test_a_part_of_an_ask_says_what_the_whole_says() -> None:
     x, ids, numbers = torch.rand(3, 1, 1, 1), torch.tensor([4, 5, 6]), torch.tensor([0.1, 0.2, 0.3])
-    part = Ask(x, ids, grad=True, probe=True, repeats=2, aim=numbers + 1, step=numbers).at(torch.tensor([2, 0]))
+    part = Ask(x, ids, grad=True, probe=True, repeats=2, aim=numbers + 1, step=numbers, inside=True)
+    part = part.at(torch.tensor([2, 0]))
     assert torch.equal(part.x, x[[2, 0]])
     assert part.ids.tolist() == [6, 4]
-    assert (part.grad, part.probe, part.repeats) == (True, True, 2)
+    assert (part.grad, part.probe, part.repeats, part.inside) == (True, True, 2, True)
     assert torch.equal(part.aim, numbers[[2, 0]] + 1)
     assert torch.equal(part.step, numbers[[2, 0]])
     part = Ask(x, ids, step=0.5).at(ids > 4)
     assert part.ids.tolist() == [5, 6]
-    assert (part.grad, part.probe, part.repeats, part.aim, part.step) == (False, False, 1, None, 0.5)
+    assert (part.grad, part.probe, part.repeats, part.aim, part.step, part.inside) == (
+        False,
+        False,
+        1,
+        None,
+        0.5,
+        False,
+    )
 
 
 def test_a_probe_that_the_budget_cuts_is_still_a_probe() -> None:

@@ -30,9 +30,9 @@ def test_the_limits_hold(guard: ModuleType) -> None:
 def test_a_second_call_of_the_model_is_found(guard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = ModuleTarget._forward
 
-    def twice(self: ModuleTarget, part: Tensor) -> Tensor:
-        forward(self, part)
-        return forward(self, part)
+    def twice(self: ModuleTarget, part: Tensor, lasting: bool) -> Tensor:
+        forward(self, part, lasting)
+        return forward(self, part, lasting)
 
     monkeypatch.setattr(ModuleTarget, "_forward", twice)
     found = guard.measure(rounds=0)

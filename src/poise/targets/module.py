@@ -129,16 +129,17 @@ class ModuleTarget:
 
     def query(self, x: Tensor, ids: Tensor) -> Outputs:
         """Answers for x (m, C, H, W); one forward pass per `batch_size` points. `ids` is not used."""
+        lasting = self._open is not None
         with self.session(), torch.inference_mode(False), torch.no_grad():
-            outputs = self._outputs([self._forward(part) for part in self._parts(x)], len(x))
+            outputs = self._outputs([self._forward(part, lasting) for part in self._parts(x)], len(x))
             self._judge()
             return outputs
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
         return (x,) if len(x) <= self.batch_size else torch.split(x, self.batch_size)
 
-    def _forward(self, part: Tensor) -> Tensor:
-        """One forward pass; of a session's first, one with and one without a graph are a `Trial` for the others."""
+    def _forward(self, part: Tensor, lasting: bool) -> Tensor:
+        """One forward pass; of a lasting session's first, one with and one without a graph are a `Trial`."""
         dtype, graph = self._open or self.dtype, part.requires_grad
         if self._lent.get(graph) and part.dtype == dtype and not part.is_inference():
             version = part._version
@@ -148,7 +149,7 @@ class ModuleTarget:
                     "ModuleTarget: the model wrote into its input, which it had left as it was in the session's first "
                     "call; it must do so in all calls or in none"
                 )
-        elif graph in self._lent or self._trial is not None:
+        elif not lasting or graph in self._lent or self._trial is not None:
             answer = self.module(part.to(dtype, copy=True))
         else:
             self._trial = Trial(part, dtype)
@@ -172,9 +173,10 @@ class ModuleTarget:
             raise TargetError(
                 f"ModuleTarget: gradients need access 'gradients', the target declares '{self.access.name.lower()}'"
             )
+        lasting = self._open is not None
         with self.session(), torch.inference_mode(False), torch.enable_grad():
             points = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
-            outputs = self._outputs([self._forward(part) for part in self._parts(points)], len(x))
+            outputs = self._outputs([self._forward(part, lasting) for part in self._parts(points)], len(x))
             losses = loss(outputs)
             if not losses.requires_grad:  # a model or a loss that is constant in x
                 gradient = torch.zeros_like(x)

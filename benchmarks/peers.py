@@ -127,7 +127,8 @@ def measure(cell: Cell, effort: Effort) -> dict[str, Any]:
     cost = one * spent * (4 if cell.attack == "square" and cell.library.startswith("art") else 2)
     if cost * 2 > effort.most:
         return {"skipped": f"a pair would take about {cost:.0f} s", "most": effort.most}
-    pairs = max(min(effort.pairs, int(effort.most / cost)), 2)
+    wanted = effort.pairs * (3 if cost < 1 else 1)  # short ones are easily disturbed
+    pairs = max(min(wanted, int(effort.most / cost)), 2)
     attack = ATTACKS[cell.attack][cell.library](net, cell.classes, cell.batch)
 
     def attacked() -> float:
@@ -289,7 +290,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--variants", type=words, default=["fp32"], help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--run", type=float, default=0.3, help="seconds that a run of the attack should take at least")
-    parser.add_argument("--pairs", type=int, default=7, help="timed pairs per cell, fewer where `--most` is reached")
+    parser.add_argument("--pairs", type=int, default=7, help="timed pairs per cell, three times as many short ones")
     parser.add_argument("--most", type=float, default=60.0, help="most seconds per cell")
     parser.add_argument("--samples", type=int, default=100, help="images of the accuracy curves; 0 leaves them out")
     parser.add_argument("--budget", type=int, default=500, help="queries of the accuracy curves")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from poise.cli import memory
+from poise.cli import app, memory
 
 FAULTS = """
 import resource, torch
@@ -67,3 +67,11 @@ def test_other_systems_are_left_alone(error: type[Exception], monkeypatch: pytes
         monkeypatch.delenv(name)
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert memory.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(("command", "kept"), [("audit", True), ("attack", True), ("serve", False)])
+def test_a_server_gives_memory_back(command: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(app, "keep_freed_memory", lambda: asked.append(True))
+    assert app.run([command, "--help"], sys.stderr) == 0
+    assert asked == [True] * kept

@@ -55,7 +55,8 @@ class _Lazy(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        keep_freed_memory()
+        if name != "serve":  # which runs for months, and gives back what a burst of requests took
+            keep_freed_memory()
         return name, command if name is None else load(name), rest
 
 

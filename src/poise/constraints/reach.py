@@ -22,8 +22,8 @@ class Reach:
         sure: what `project` gives lies in ball and box by its making (`Ask.inside`).
 
     >>> clean = torch.tensor([[[[0.5, 0.98]]]])
-    >>> Reach(Linf(0.1), clean, Box()).project(clean + 0.3).numpy().round(3).tolist()
-    [[[[0.6, 1.0]]]]
+    >>> Reach(Linf(0.1), clean, Box()).project(clean + 0.3)
+    tensor([[[[0.6000, 1.0000]]]])
     """
 
     def __init__(self, ball: Constraint, clean: Tensor, box: Box) -> None:

@@ -104,7 +104,8 @@ def _left_out() -> str:
         for attack, model, classes, batch in grid
         if (attack, model, classes, batch) not in measured
     ]
-    said = f"Not measured here, where a pair of runs takes up to minutes: {'; '.join(lines)}."
+    why = "where a pair of runs takes up to minutes, or (batch 1) the random network does not keep its label"
+    said = f"Not measured here, {why}: {'; '.join(lines)}."
     return (said if lines else "Every cell was measured.") + "\n"
 
 

@@ -50,10 +50,12 @@ def _share() -> str:
     rows = []
     for network, row in found["compared"].items():
         helped = found["surrogates at the end"].get(network)
-        cell = "–" if helped is None else f"{_percent(helped['share'])}, {helped['surrogate']}, {helped['seeds']} seeds"
-        cell = cell.replace(" 1 seeds", " one seed")
+        cell = "–"
+        if helped is not None:
+            cell = f"{_percent(helped['share'])} ({helped['surrogate']}, {helped['samples']} × {helped['seeds']})"
         rows.append([network, f"{row['bound']:.3f}", _percent(row["share theirs"]), _percent(row["share ours"]), cell])
-    head = ["ECE after 1,000 queries, share of the bound", "bound", "`sa-mma`", "`learned-squares`", "with a surrogate"]
+    ours = ["`learned-squares`", "with a surrogate (images × seeds)"]
+    head = ["ECE after 1,000 queries, share of the bound", "bound", "`sa-mma`", *ours]
     return markdown_table(head, rows)
 
 

@@ -44,7 +44,7 @@ def test_freed_memory_is_used_again() -> None:
     assert faults(KEEP, MALLOC_TRIM_THRESHOLD_="100000", MALLOC_MMAP_THRESHOLD_="100000") > usual / 2
 
 
-def test_importing_poise_leaves_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_poise_leaves_the_process_alone() -> None:
     code = "import sys, poise, poise.searches, poise.targets; print('poise.cli' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

@@ -291,14 +291,8 @@ def test_a_part_of_an_ask_says_what_the_whole_says() -> None:
     assert torch.equal(part.step, numbers[[2, 0]])
     part = Ask(x, ids, step=0.5).at(ids > 4)
     assert part.ids.tolist() == [5, 6]
-    assert (part.grad, part.probe, part.repeats, part.aim, part.step, part.inside) == (
-        False,
-        False,
-        1,
-        None,
-        0.5,
-        False,
-    )
+    assert (part.grad, part.probe, part.repeats, part.inside) == (False, False, 1, False)
+    assert (part.aim, part.step) == (None, 0.5)
 
 
 def test_a_probe_that_the_budget_cuts_is_still_a_probe() -> None:

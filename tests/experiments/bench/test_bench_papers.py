@@ -26,6 +26,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return open_store(str(tmp_path_factory.mktemp("bench")))
 
 
+@pytest.fixture
+def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defences are fitted on a handful of images too."""
+    monkeypatch.setattr("poise.experiments.prepare.FIT_SAMPLES", 60)
+    monkeypatch.setattr("poise.experiments.domains.IMAGES", 60)
+
+
+@pytest.mark.usefixtures("few_held_out")
 @pytest.mark.parametrize("name", names())
 def test_a_spec_runs_to_its_table_and_figure(name: str, store: Store, tmp_path: Path) -> None:
     spec = shrunk(shipped(name))

@@ -235,6 +235,20 @@ def test_a_session_lends_its_callers_points_after_a_first_call_on_a_copy() -> No
     assert own[-1] is False
 
 
+def test_where_torch_cannot_count_views_nothing_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter is a private function of torch, which a later version may lack."""
+    monkeypatch.delattr("torch._C._storage_Use_Count")
+    module = CASE.module()
+    own, ask = seen(module)
+    target = ModuleTarget(module, num_classes=3)
+    with target.session():
+        for _ in range(3):
+            ask(CASE.images)
+            answer = target.query(CASE.images, IDS)
+    assert own == [False] * 3
+    assert torch.equal(answer.scores, module(CASE.images).detach())
+
+
 class Keeps(nn.Module):
     """Does something to what it is given, and answers as the linear case."""
 

@@ -45,7 +45,8 @@ class Normalize(nn.Module):
 class Trial:
     """A call on a copy of the caller's points (m, C, H, W): it tells whether the module can be given those themselves.
 
-    Not where it writes into them, keeps them or a view of them, or answers with one. Judged when the graph is gone.
+    Not where it writes into them, keeps them or a view of them, or answers with one; nor where torch cannot count the
+    views. Judged when the graph is gone.
     """
 
     def __init__(self, given: Tensor, dtype: torch.dtype) -> None:
@@ -53,14 +54,22 @@ class Trial:
         self.answer: object = None
         self.before = self._state()
 
-    def _state(self) -> tuple[int, int, int]:
-        """Writes so far, names in Python, tensors that share the memory."""
-        storage = self.points.untyped_storage()
-        return self.points._version, sys.getrefcount(self.points), torch._C._storage_Use_Count(storage._cdata)
+    def _state(self) -> tuple[int, int, int] | None:
+        """Writes so far, names in Python, tensors that share the memory; None where they cannot be counted."""
+        users = getattr(torch._C, "_storage_Use_Count", None)
+        try:
+            storage = self.points.untyped_storage()
+        except NotImplementedError:  # some devices' tensors have none
+            return None
+        if users is None:
+            return None
+        return self.points._version, sys.getrefcount(self.points), users(storage._cdata)
 
     def passed(self) -> bool:
         """The module left its points alone, and nothing of them is left behind but this copy."""
-        return self._state() == self.before and torch.equal(self.points, self.given.to(self.points.dtype))
+        if self.before is None or self._state() != self.before:
+            return False
+        return torch.equal(self.points, self.given.to(self.points.dtype))
 
 
 class ModuleTarget:

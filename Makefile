@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# pip would compile every file of every package, for a minute and a half; Python does so for those that are imported
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 # one thread for each of two processes; and compiled files are kept, for hundreds of processes are started
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
@@ -54,18 +56,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,peers,onnx,serve,train,explain,ray,docs,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bench torchattacks==3.5.1
+	$(PIP) --constraint constraints.txt --editable '.[vision,peers,onnx,serve,train,explain,ray,docs,dev]'
+	$(PIP) --no-deps --upgrade --target $(VENV)/bench torchattacks==3.5.1
 	touch $@ $(VENV)/.core
 
 # torchattacks lies in a folder of its own and without its pins, which contradict the documentation's; multiprocess and
 # dill are what ART's AutoAttack imports
 $(VENV)/.bench: $(VENV)/.all
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bench multiprocess dill
+	$(PIP) --no-deps --upgrade --target $(VENV)/bench multiprocess dill
 	touch $@
 
 clean:  ## remove the virtual environment and what was built

@@ -53,13 +53,14 @@ def measure(samples: int, queries: int) -> tuple[float, int]:
 
 
 def line(sizes: list[int], values: list[float]) -> dict[str, Any]:
-    """The weighted straight line, its R2 and its residuals as shares of the values."""
+    """The weighted straight line, its R2 (1 where the values are all the same) and residuals as shares of the values."""
     x, y = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
     weight = 1 / x
     slope, start = np.polyfit(x, y, 1, w=weight)
     fitted = start + slope * x
     mean = (weight**2 * y).sum() / (weight**2).sum()
-    r2 = 1 - (weight**2 * (y - fitted) ** 2).sum() / (weight**2 * (y - mean) ** 2).sum()
+    spread = (weight**2 * (y - mean) ** 2).sum()
+    r2 = 1 - (weight**2 * (y - fitted) ** 2).sum() / spread if np.ptp(y) else 1.0
     exponent = np.polyfit(np.log(x), np.log(np.maximum(y, 1e-12)), 1)[0]
     residuals = ((y - fitted) / np.where(y == 0, 1, y)).tolist()
     return {"start": start, "slope": slope, "r2": r2, "residuals": residuals, "exponent": exponent}

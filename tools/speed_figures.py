@@ -104,7 +104,7 @@ def _left_out() -> str:
         for attack, model, classes, batch in grid
         if (attack, model, classes, batch) not in measured
     ]
-    why = "where a pair of runs takes up to minutes, or (batch 1) the random network does not keep its label"
+    why = "where a pair of runs takes half an hour"
     said = f"Not measured here, {why}: {'; '.join(lines)}."
     return (said if lines else "Every cell was measured.") + "\n"
 

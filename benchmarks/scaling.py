@@ -53,7 +53,7 @@ def measure(samples: int, queries: int) -> tuple[float, int]:
 
 
 def line(sizes: list[int], values: list[float]) -> dict[str, Any]:
-    """The weighted straight line, its R2 (1 where the values are all the same) and residuals as shares of the values."""
+    """The weighted straight line, its R2 (1 where all values are equal) and its residuals as shares of the values."""
     x, y = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
     weight = 1 / x
     slope, start = np.polyfit(x, y, 1, w=weight)

@@ -104,8 +104,7 @@ def _left_out() -> str:
         for attack, model, classes, batch in grid
         if (attack, model, classes, batch) not in measured
     ]
-    why = "where a pair of runs takes half an hour"
-    said = f"Not measured here, {why}: {'; '.join(lines)}."
+    said = f"Not measured here, where a cell takes ten minutes and more: {'; '.join(lines)}."
     return (said if lines else "Every cell was measured.") + "\n"
 
 

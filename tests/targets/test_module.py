@@ -235,9 +235,17 @@ def test_a_session_lends_its_callers_points_after_a_first_call_on_a_copy() -> No
     assert own[-1] is False
 
 
-def test_where_torch_cannot_count_views_nothing_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counter is a private function of torch, which a later version may lack."""
-    monkeypatch.delattr("torch._C._storage_Use_Count")
+def without_storage(_: Tensor) -> None:
+    raise NotImplementedError("Cannot access storage")
+
+
+@pytest.mark.parametrize("lacking", ["counter", "storage"])
+def test_where_torch_cannot_count_views_nothing_is_lent(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter is a private function of torch, which a later version may lack; some tensors have no storage."""
+    if lacking == "counter":
+        monkeypatch.delattr("torch._C._storage_Use_Count")
+    else:
+        monkeypatch.setattr(Tensor, "untyped_storage", without_storage)
     module = CASE.module()
     own, ask = seen(module)
     target = ModuleTarget(module, num_classes=3)

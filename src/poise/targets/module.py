@@ -56,14 +56,11 @@ class Trial:
 
     def _state(self) -> tuple[int, int, int] | None:
         """Writes so far, names in Python, tensors that share the memory; None where they cannot be counted."""
-        users = getattr(torch._C, "_storage_Use_Count", None)
         try:
-            storage = self.points.untyped_storage()
-        except NotImplementedError:  # some devices' tensors have none
+            sharing = torch._C._storage_Use_Count(self.points.untyped_storage()._cdata)
+        except (AttributeError, NotImplementedError):  # a torch without this private counter, a tensor without storage
             return None
-        if users is None:
-            return None
-        return self.points._version, sys.getrefcount(self.points), users(storage._cdata)
+        return self.points._version, sys.getrefcount(self.points), sharing
 
     def passed(self) -> bool:
         """The module left its points alone, and nothing of them is left behind but this copy."""
